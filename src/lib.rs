@@ -1,0 +1,10 @@
+//! fusebox: a sidecar reverse proxy between AI agents and LLM APIs that does incident response on the traffic itself.
+#![doc = include_str!("ARCHITECTURE.md")]
+
+pub mod types;
+
+pub mod clock;
+pub mod dialect;
+pub mod incident;
+
+pub mod enforce;

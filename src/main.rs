@@ -1,0 +1,2 @@
+//! fusebox
+fn main() {}
