@@ -26,7 +26,9 @@ impl Clock {
     /// The system's clocks; the monotonic one starts at one second so that "before the start" can be said.
     #[expect(clippy::disallowed_methods, reason = "this is the file that reads time")]
     pub fn system() -> Self {
-        Self(Source::System { origin: Instant::now() })
+        Self(Source::System {
+            origin: Instant::now(),
+        })
     }
 
     /// A clock that stands still until [`Clock::advance`] is called.
@@ -40,8 +42,10 @@ impl Clock {
     /// Moves a manual clock on; does nothing to the system's.
     pub fn advance(&self, by: Duration) {
         if let Source::Manual(m) = &self.0 {
-            m.mono.fetch_add(u64::try_from(by.as_nanos()).unwrap_or(0), Ordering::SeqCst);
-            m.wall.fetch_add(i64::try_from(by.as_millis()).unwrap_or(0), Ordering::SeqCst);
+            m.mono
+                .fetch_add(u64::try_from(by.as_nanos()).unwrap_or(0), Ordering::SeqCst);
+            m.wall
+                .fetch_add(i64::try_from(by.as_millis()).unwrap_or(0), Ordering::SeqCst);
         }
     }
 
@@ -52,7 +56,11 @@ impl Clock {
         match &self.0 {
             Source::System { origin } => {
                 let since = Instant::now().saturating_duration_since(*origin);
-                Mono::from_nanos(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX).saturating_add(1_000_000_000))
+                Mono::from_nanos(
+                    u64::try_from(since.as_nanos())
+                        .unwrap_or(u64::MAX)
+                        .saturating_add(1_000_000_000),
+                )
             }
             Source::Manual(m) => Mono::from_nanos(m.mono.load(Ordering::SeqCst)),
         }
@@ -72,6 +80,9 @@ impl Clock {
 
     /// Both, one right after the other.
     pub fn now(&self) -> Now {
-        Now { mono: self.mono(), wall: self.wall() }
+        Now {
+            mono: self.mono(),
+            wall: self.wall(),
+        }
     }
 }

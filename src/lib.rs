@@ -2,9 +2,4 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod types;
-
 pub mod clock;
-pub mod dialect;
-pub mod incident;
-
-pub mod enforce;

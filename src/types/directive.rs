@@ -86,7 +86,10 @@ pub struct DirectiveSet {
 impl DirectiveSet {
     /// The set of `directives`, published as `generation`.
     pub fn new(generation: Generation, directives: impl IntoIterator<Item = Arc<Directive>>) -> Self {
-        let mut set = Self { generation, ..Self::default() };
+        let mut set = Self {
+            generation,
+            ..Self::default()
+        };
         for d in directives {
             match &d.subject {
                 Subject::Fleet => set.fleet.push(d),

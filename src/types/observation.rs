@@ -52,7 +52,9 @@ pub struct Observation {
     /// Counts made comparable.
     #[serde(flatten)]
     pub normalised: Normalised,
-    /// Why the model stopped, in the API's own words.
+    /// Why the model stopped, in the API's own words; a number where the API said a number (Gemini, when asked to).
+    #[serde(default, with = "word_or_number")]
+    #[schemars(with = "Option<WordOrNumber>")]
     pub finish_reason: Option<String>,
     /// More about the reason, where the API says more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,8 +63,8 @@ pub struct Observation {
     pub error_type: Option<String>,
     /// Code of that error.
     pub error_code: Option<String>,
-    /// Names of the tools that were called, in order.
-    pub tool_calls: Vec<String>,
+    /// Names of the tools that were called, in order; null for a call that gave no name.
+    pub tool_calls: Vec<Option<String>>,
     /// Unicode scalar values of output text; null when there was no text.
     pub output_chars: Option<u64>,
     /// Milliseconds until the first byte of the answer reached us.
@@ -81,6 +83,49 @@ pub struct Observation {
     /// When it ended, on the monotonic clock; not part of the line.
     #[serde(skip)]
     pub ended: Mono,
+}
+
+/// A word of an API, or its number in the API's enumeration.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum WordOrNumber {
+    Word(String),
+    Number(u64),
+}
+
+/// Text that is written as the number it stands for, where it stands for one.
+mod word_or_number {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::WordOrNumber;
+
+    pub(super) fn serialize<S: Serializer>(text: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
+        match text.as_deref() {
+            None => to.serialize_none(),
+            Some(text) => match text.parse::<u64>() {
+                Ok(number) => number.serialize(to),
+                Err(_) => text.serialize(to),
+            },
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+        Ok(
+            Option::<WordOrNumber>::deserialize(from)?.map(|value| match value {
+                WordOrNumber::Word(word) => word,
+                WordOrNumber::Number(number) => number.to_string(),
+            }),
+        )
+    }
+}
+
+/// What the way of a request tells the way of an incident.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Report {
+    /// An exchange ended.
+    Ended(Observation),
+    /// An exchange is still running; the observation says what it used so far.
+    Running(Observation),
 }
 
 /// Where an identity was read; part of every observation so that nobody has to guess.
@@ -170,7 +215,7 @@ impl Observation {
         match self.outcome {
             Outcome::UpstreamError | Outcome::Timeout | Outcome::Truncated => true,
             Outcome::Refused | Outcome::ClientAbort | Outcome::Cut => false,
-            Outcome::Complete => self.status >= 400 || (self.error_type.is_some() && self.status < 400),
+            Outcome::Complete => self.status >= 400 || self.error_type.is_some(),
         }
     }
 
