@@ -4,3 +4,4 @@
 pub mod types;
 pub mod clock;
 pub mod dialect;
+pub mod incident;

@@ -1,0 +1,402 @@
+//! Executions under way: what each has used so far, bounded by number and by idleness.
+
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::measure::{LARGEST, Spent};
+use super::names::Numbers;
+use crate::types::ids::{ExecutionId, RequestId};
+use crate::types::time::Mono;
+
+/// Exchanges of one execution whose running use is followed at once; more are counted when they end.
+const MAX_RUNNING: usize = 16;
+/// Rule and subject pairs that one execution counts for.
+const MAX_SHARES: usize = 64;
+const NONE: u32 = u32::MAX;
+
+/// How far the order of executions may lag behind their last use: moving one to the front touches its neighbours, so
+/// that it is not done for every exchange.
+const ORDER_LAG: Duration = Duration::from_secs(1);
+
+/// All executions under way, most recently active first (within a second).
+#[derive(Debug)]
+pub(crate) struct Executions {
+    numbers: Numbers,
+    slab: Vec<Execution>,
+    free: Vec<u32>,
+    newest: u32,
+    oldest: u32,
+    max: usize,
+}
+
+/// One execution.
+#[derive(Debug)]
+pub(crate) struct Execution {
+    /// Whose it is.
+    pub(crate) agent: u32,
+    /// Its name.
+    pub(crate) id: ExecutionId,
+    /// When it did something last.
+    pub(crate) last: Mono,
+    /// When it was put to the front of the order.
+    moved: Mono,
+    newer: u32,
+    older: u32,
+    shares: SmallVec<[Share; 1]>,
+    running: Vec<Running>,
+}
+
+/// What one execution counts for one subject of one rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// Which rule.
+    pub(crate) rule: u16,
+    /// Which of its subjects.
+    pub(crate) subject: u32,
+    /// In which bucket of the subject's window it stands.
+    pub(crate) tick: u64,
+    /// Everything.
+    pub(crate) all: Tally,
+    /// What was reported by the upstream, estimates left out.
+    pub(crate) reported: Tally,
+}
+
+/// A sum over exchanges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Tally {
+    /// The sum, in steps of the metric's unit.
+    pub(crate) value: u64,
+    /// Exchanges in it.
+    pub(crate) samples: u32,
+}
+
+/// What an exchange that is still running has used so far.
+#[derive(Debug, Clone)]
+pub(crate) struct Running {
+    request: RequestId,
+    /// So far.
+    pub(crate) spent: Spent,
+    /// Whether that is an estimate.
+    pub(crate) estimate: bool,
+}
+
+impl Executions {
+    /// None yet, and room for `max` (at least one).
+    pub(crate) fn new(max: usize) -> Self {
+        Self {
+            numbers: Numbers::default(),
+            slab: Vec::new(),
+            free: Vec::new(),
+            newest: NONE,
+            oldest: NONE,
+            max: max.clamp(1, NONE as usize - 1),
+        }
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.numbers.len() == 0
+    }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// The number of an execution that is known, which becomes one of the most recently active.
+    #[inline]
+    pub(crate) fn find(&mut self, agent: u32, id: &ExecutionId, now: Mono) -> Option<u32> {
+        let number = self.numbers.get((agent, id.as_str()))?;
+        let e = self.slab.get_mut(number as usize)?;
+        e.last = now;
+        if now.since(e.moved) >= ORDER_LAG {
+            e.moved = now;
+            self.unlink(number);
+            self.link_newest(number);
+        }
+        Some(number)
+    }
+
+    /// The one that must be removed before another can be taken in.
+    pub(crate) fn in_the_way(&self) -> Option<u32> {
+        (self.numbers.len() >= self.max && self.oldest != NONE).then_some(self.oldest)
+    }
+
+    /// The longest idle one, when it did nothing since `point`.
+    pub(crate) fn idle_since(&self, point: Mono) -> Option<u32> {
+        let oldest = self.slab.get(self.oldest as usize)?;
+        (oldest.last < point).then_some(self.oldest)
+    }
+
+    /// Takes in an execution that is not known.
+    pub(crate) fn insert(&mut self, agent: u32, id: &ExecutionId, now: Mono) -> u32 {
+        let execution = Execution {
+            agent,
+            id: id.clone(),
+            last: now,
+            moved: now,
+            newer: NONE,
+            older: NONE,
+            running: Vec::new(),
+            shares: SmallVec::new(),
+        };
+        let number = match self.free.pop() {
+            Some(number) => {
+                if let Some(place) = self.slab.get_mut(number as usize) {
+                    *place = execution;
+                }
+                number
+            }
+            None => {
+                self.slab.push(execution);
+                (self.slab.len() - 1) as u32
+            }
+        };
+        self.numbers.insert((agent, id.as_str()), number);
+        self.link_newest(number);
+        number
+    }
+
+    /// Removes one; its number may be given to another.
+    pub(crate) fn remove(&mut self, number: u32) {
+        let Some(e) = self.slab.get_mut(number as usize) else {
+            return;
+        };
+        let key = (e.agent, e.id.as_str());
+        if self.numbers.get(key) != Some(number) {
+            return;
+        }
+        self.numbers.remove(key);
+        e.running.clear();
+        e.shares.clear();
+        self.unlink(number);
+        self.free.push(number);
+    }
+
+    /// One, by number.
+    #[inline]
+    pub(crate) fn get_mut(&mut self, number: u32) -> Option<&mut Execution> {
+        self.slab.get_mut(number as usize)
+    }
+
+    /// One, by number.
+    pub(crate) fn get(&self, number: u32) -> Option<&Execution> {
+        self.slab.get(number as usize)
+    }
+
+    /// The numbers of the executions of certain agents, most recent first; walks all of them.
+    pub(crate) fn of_agents(&self, which: impl Fn(u32) -> bool) -> Vec<u32> {
+        let mut found = Vec::new();
+        let mut at = self.newest;
+        while let Some(e) = self.slab.get(at as usize) {
+            if which(e.agent) {
+                found.push(at);
+            }
+            at = e.older;
+        }
+        found
+    }
+
+    /// Keeps shares of rules that go on under another number (`None`: no longer); walks all executions.
+    pub(crate) fn renumber_rules(&mut self, new_number: &[Option<u16>]) {
+        for e in &mut self.slab {
+            e.shares
+                .retain(|share| match new_number.get(usize::from(share.rule)) {
+                    Some(Some(number)) => {
+                        share.rule = *number;
+                        true
+                    }
+                    _ => false,
+                });
+        }
+    }
+
+    fn unlink(&mut self, number: u32) {
+        let Some(e) = self.slab.get_mut(number as usize) else {
+            return;
+        };
+        let (newer, older) = (e.newer, e.older);
+        e.newer = NONE;
+        e.older = NONE;
+        match self.slab.get_mut(newer as usize) {
+            Some(n) => n.older = older,
+            None => self.newest = older,
+        }
+        match self.slab.get_mut(older as usize) {
+            Some(o) => o.newer = newer,
+            None => self.oldest = newer,
+        }
+    }
+
+    fn link_newest(&mut self, number: u32) {
+        let second = self.newest;
+        if let Some(e) = self.slab.get_mut(number as usize) {
+            e.older = second;
+            e.newer = NONE;
+        }
+        match self.slab.get_mut(second as usize) {
+            Some(s) => s.newer = number,
+            None => self.oldest = number,
+        }
+        self.newest = number;
+    }
+}
+
+impl Execution {
+    /// Notes what a running exchange has used so far; gives back what it had before. `None` beyond the bound: then
+    /// it is not to be counted before it ends.
+    pub(crate) fn progress(
+        &mut self,
+        request: &RequestId,
+        spent: Spent,
+        estimate: bool,
+    ) -> Option<Option<Running>> {
+        let now = Running {
+            request: request.clone(),
+            spent,
+            estimate,
+        };
+        if let Some(r) = self.running.iter_mut().find(|r| r.request == *request) {
+            return Some(Some(std::mem::replace(r, now)));
+        }
+        if self.running.len() >= MAX_RUNNING {
+            return None;
+        }
+        self.running.push(now);
+        Some(None)
+    }
+
+    /// An exchange has ended: what was noted of it while it ran.
+    #[inline]
+    pub(crate) fn ended(&mut self, request: &RequestId) -> Option<Running> {
+        if self.running.is_empty() {
+            return None;
+        }
+        let at = self.running.iter().position(|r| r.request == *request)?;
+        Some(self.running.swap_remove(at))
+    }
+
+    /// The share of a subject of a rule, with whether it is new.
+    #[inline]
+    pub(crate) fn share(&mut self, rule: u16, subject: u32) -> Option<(&mut Share, bool)> {
+        let found = self
+            .shares
+            .iter()
+            .position(|s| s.rule == rule && s.subject == subject);
+        let (at, new) = match found {
+            Some(at) => (at, false),
+            None if self.shares.len() >= MAX_SHARES => return None,
+            None => {
+                self.shares.push(Share {
+                    rule,
+                    subject,
+                    tick: 0,
+                    all: Tally::default(),
+                    reported: Tally::default(),
+                });
+                (self.shares.len() - 1, true)
+            }
+        };
+        self.shares.get_mut(at).map(|s| (s, new))
+    }
+}
+
+impl Tally {
+    /// With one more exchange.
+    #[inline]
+    pub(crate) fn plus(&mut self, value: u64) {
+        self.value = self.value.saturating_add(value).min(LARGEST);
+        self.samples = self.samples.saturating_add(1);
+    }
+
+    /// Without an exchange that was added before.
+    #[inline]
+    pub(crate) fn less(&mut self, value: u64) {
+        self.value = self.value.saturating_sub(value);
+        self.samples = self.samples.saturating_sub(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn id(n: u64) -> ExecutionId {
+        format!("e{n}").into()
+    }
+
+    #[test]
+    fn the_longest_idle_makes_room() {
+        let mut all = Executions::new(2);
+        let at = |second: u64| Mono::from_millis(second * 1000);
+        let a = all.insert(0, &id(1), at(1));
+        let b = all.insert(0, &id(2), at(2));
+        assert_eq!(all.in_the_way(), Some(a));
+        assert_eq!(all.find(0, &id(1), at(3)), Some(a));
+        assert_eq!(all.in_the_way(), Some(b));
+        assert_eq!(all.find(1, &id(1), at(3)), None, "another agent's");
+        all.remove(b);
+        all.remove(b);
+        assert_eq!(all.in_the_way(), None);
+        assert_eq!(all.insert(1, &id(1), at(4)), b);
+        assert_eq!(all.of_agents(|a| a == 1), [b]);
+        assert_eq!(all.idle_since(at(3)), None);
+        assert_eq!(all.idle_since(at(4)), Some(a));
+    }
+
+    #[test]
+    fn running_use_is_replaced() {
+        let mut all = Executions::new(9);
+        let n = all.insert(0, &id(1), Mono::ZERO);
+        let e = all.get_mut(n).expect("just inserted");
+        let request = RequestId::from("r");
+        let spent = |output| Spent {
+            output: Some(output),
+            ..Spent::default()
+        };
+        assert!(matches!(e.progress(&request, spent(1), true), Some(None)));
+        let before = e.progress(&request, spent(5), true).flatten().expect("before");
+        assert_eq!(before.spent.output, Some(1));
+        assert_eq!(e.ended(&request).map(|r| r.spent.output), Some(Some(5)));
+        assert!(e.ended(&request).is_none());
+        for i in 0..MAX_RUNNING {
+            assert!(e.progress(&format!("r{i}").into(), spent(1), true).is_some());
+        }
+        assert!(e.progress(&"one more".into(), spent(1), true).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn order_is_that_of_last_use(uses in proptest::collection::vec((0_u64..12, any::<bool>()), 1..200)) {
+            let mut all = Executions::new(6);
+            let mut model: Vec<u64> = Vec::new();
+            for (time, (name, drop)) in uses.into_iter().enumerate() {
+                let now = Mono::from_millis(time as u64 * 1000);
+                let found = all.find(0, &id(name), now);
+                prop_assert_eq!(found.is_some(), model.contains(&name));
+                model.retain(|n| *n != name);
+                match (found, drop) {
+                    (Some(n), true) => all.remove(n),
+                    (Some(_), false) => model.push(name),
+                    (None, _) => {
+                        if let Some(old) = all.in_the_way() {
+                            all.remove(old);
+                            model.remove(0);
+                        }
+                        all.insert(0, &id(name), now);
+                        model.push(name);
+                    }
+                }
+                let order: Vec<String> = all.of_agents(|a| a == 0).iter().rev()
+                    .map(|n| all.get(*n).expect("listed").id.to_string()).collect();
+                let expected: Vec<String> = model.iter().map(|n| id(*n).to_string()).collect();
+                prop_assert_eq!(order, expected);
+                prop_assert_eq!(all.len(), model.len());
+            }
+        }
+    }
+}

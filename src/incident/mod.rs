@@ -1,0 +1,46 @@
+//! The way of an incident: from an observation to what must be obeyed and who must be told; pure.
+//!
+//! The steps in order, and where each is:
+//!
+//! 1. an exchange is taken in ([`input`], `observe`): its agent (`names`, `pace`) and its execution (`execution`);
+//! 2. what it says about each metric (`metric`, `measure`) goes into the windows of the rules that cover it (`window`,
+//!    `sketch`);
+//! 3. each rule ([`rule`]) judges its subject (`gauge`), and a breach that lasts is a finding (`detect`);
+//! 4. a finding opens an incident (`respond`, `case`, `casebook`), whose action becomes a plan (`plan`);
+//! 5. the incident lives (`lifecycle`) and recovers (`recovery`) by what its metric says, or ends by an operator or a
+//!    change of rules (`reload`);
+//! 6. what has to be done is an [`effect`]; what there is to be seen is a [`record`] (`view`, `tell`).
+//!
+//! [`engine`] holds it all and is the only thing that changes.
+
+pub mod effect;
+pub mod engine;
+pub mod input;
+pub mod metric;
+pub mod record;
+pub mod rule;
+
+mod case;
+mod casebook;
+mod detect;
+mod execution;
+mod gauge;
+mod glob;
+mod lifecycle;
+mod measure;
+mod names;
+mod observe;
+mod pace;
+mod plan;
+mod recovery;
+mod reload;
+mod respond;
+mod sketch;
+mod tell;
+mod view;
+mod window;
+
+#[cfg(test)]
+mod scenarios;
+#[cfg(test)]
+mod testing;
