@@ -5,3 +5,5 @@ pub mod types;
 pub mod clock;
 pub mod dialect;
 pub mod incident;
+pub mod telemetry;
+pub mod enforce;

@@ -1,0 +1,8 @@
+//! What requests read: one immutable snapshot of policy and directives, and the slots that outlive it.
+
+mod budget;
+pub mod gate;
+mod limiter;
+pub mod policy;
+pub mod slots;
+pub mod snapshot;

@@ -1,0 +1,6 @@
+//! What operators see: logs and metrics, closed sets both.
+
+mod exchange;
+mod histogram;
+pub mod logs;
+pub mod metrics;
