@@ -7,3 +7,4 @@ pub mod dialect;
 pub mod incident;
 pub mod telemetry;
 pub mod enforce;
+pub mod proxy;

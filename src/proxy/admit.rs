@@ -1,0 +1,73 @@
+//! Whether a request may go on now: within its directives, after a short wait, or not.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::reply::Problem;
+use super::worker::Worker;
+use crate::enforce::gate::{Permit, Verdict, admit};
+use crate::enforce::slots::AgentSlot;
+use crate::enforce::snapshot::Snapshot;
+
+/// Leave to go on, and how long it took to get it.
+pub(super) struct Admitted {
+    pub(super) permit: Permit,
+    pub(super) held: Duration,
+}
+
+/// Asks the gate, and waits for a little while when that is all it takes.
+///
+/// While a request waits its directives may change; it is then judged by the new ones.
+pub(super) async fn pass(
+    worker: &Worker,
+    snapshot: &mut Arc<Snapshot>,
+    slot: &Arc<AgentSlot>,
+    estimate: u64,
+) -> Result<Admitted, Problem> {
+    let shared = &worker.shared;
+    let limits = &snapshot.policy.limits;
+    let (max_wait, max_waiting) = (limits.max_admission_wait, limits.max_waiting);
+    let started = shared.clock.mono();
+    let mut waiting = None;
+    loop {
+        let now = shared.clock.mono();
+        let held = now.since(started);
+        let directives = snapshot.directives.of(slot.agent().as_str(), now);
+        let why = match admit(slot, directives, &shared.clock, estimate) {
+            Verdict::Open(permit) => return Ok(Admitted { permit, held }),
+            Verdict::Refused(why) => return Err(Problem::Limited(Box::new(why))),
+            Verdict::Wait(why) => why,
+        };
+        if held + why.retry_after > max_wait {
+            return Err(Problem::Limited(Box::new(why)));
+        }
+        if waiting.is_none() {
+            waiting = Some(Waiting::begin(&shared.waiting, max_waiting).ok_or(Problem::Overloaded)?);
+        }
+        sleep(why.retry_after.max(Duration::from_millis(1))).await;
+        *snapshot = worker.snapshot();
+    }
+}
+
+/// One of the bounded number of requests that are held back.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicUsize, max: usize) -> Option<Self> {
+        if count.fetch_add(1, Ordering::Relaxed) < max {
+            Some(Self(count))
+        } else {
+            count.fetch_sub(1, Ordering::Relaxed);
+            None
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,151 @@
+//! A request as it arrived: which API it speaks, where it goes, what its body says; refused when it cannot go on.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST};
+use http::request::Parts;
+use http::{Method, Request, Version};
+use hyper::body::{Body, Incoming};
+
+use super::body::{ReadError, RequestBody, Seen, read_whole};
+use super::identify::split_path;
+use super::reply::Problem;
+use crate::dialect::request::{self, RequestFacts};
+use crate::dialect::table::{Api, Route, refine, route};
+use crate::enforce::policy::{Policy, Upstream};
+
+/// A request whose head was read and understood.
+pub(super) struct Head {
+    pub(super) parts: Parts,
+    pub(super) route: Route,
+    pub(super) upstream: Arc<Upstream>,
+    /// The agent that the path names, and the path that is left for the upstream, both as they were sent.
+    pub(super) path_agent: Option<String>,
+    pub(super) path: String,
+}
+
+/// A request's body, as far as it has to be known.
+pub(super) struct Content {
+    pub(super) body: RequestBody,
+    /// The same bytes, when the body was read whole.
+    pub(super) bytes: Option<Bytes>,
+    pub(super) facts: RequestFacts,
+    /// What became of a body that is passed on.
+    pub(super) seen: Option<Rc<Seen>>,
+}
+
+/// Reads the head: the API, the upstream and the agent in the path.
+pub(super) fn head(policy: &Policy, request: Request<Incoming>) -> (Head, Incoming, Option<Problem>) {
+    let (parts, incoming) = request.into_parts();
+    let full = parts.uri.path();
+    let (path_agent, path) = match split_path(full) {
+        Some((agent, rest)) => (Some(agent.to_owned()), rest),
+        None => (None, full),
+    };
+    let (upstream, path) = upstream_by_prefix(policy, path);
+    let route = route(&parts.method, path, parts.uri.query());
+    let served = upstream.or_else(|| policy.upstreams.iter().find(|u| u.serves(route.api.family())));
+    let problem = fault(&parts).or_else(|| served.is_none().then_some(Problem::NoUpstream));
+    // A refusal needs an upstream to be counted under; the first is as good as any.
+    let upstream = served
+        .or_else(|| policy.upstreams.first())
+        .map_or_else(Upstream::nowhere, Arc::clone);
+    let path = path.to_owned();
+    (
+        Head {
+            parts,
+            route,
+            upstream,
+            path_agent,
+            path,
+        },
+        incoming,
+        problem,
+    )
+}
+
+/// Reads the body of APIs that are understood; leaves others to be passed on as they come.
+pub(super) async fn content(
+    policy: &Policy,
+    head: &mut Head,
+    mut incoming: Incoming,
+) -> Result<Content, Problem> {
+    let limits = &policy.limits;
+    if incoming.size_hint().lower() > limits.max_request_bytes {
+        return Err(Problem::TooLarge {
+            limit: limits.max_request_bytes,
+        });
+    }
+    if head.route.api == Api::Other && !incoming.is_end_stream() {
+        let (body, seen) = RequestBody::passing(incoming, limits.max_request_bytes, limits.body_idle_timeout);
+        return Ok(Content {
+            body,
+            bytes: None,
+            facts: RequestFacts::default(),
+            seen: Some(seen),
+        });
+    }
+    let bytes = read_whole(&mut incoming, limits.max_request_bytes, limits.body_idle_timeout)
+        .await
+        .map_err(|e| match e {
+            ReadError::TooLarge => Problem::TooLarge {
+                limit: limits.max_request_bytes,
+            },
+            ReadError::TooSlow => Problem::TooSlow,
+            ReadError::Broken => Problem::ClientGone,
+        })?;
+    refine(&mut head.route, &head.path, &bytes);
+    let headers = &head.parts.headers;
+    let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    // What is compressed is not read: the facts then say that the model is unknown.
+    let facts = if headers.contains_key(CONTENT_ENCODING) {
+        request::unread(&head.route)
+    } else {
+        request::read(&head.route, content_type, &bytes)
+    };
+    Ok(Content {
+        body: RequestBody::whole(bytes.clone()),
+        bytes: Some(bytes),
+        facts,
+        seen: None,
+    })
+}
+
+/// An upstream whose path prefix the request bears, and the path without it.
+fn upstream_by_prefix<'a>(policy: &'a Policy, path: &'a str) -> (Option<&'a Arc<Upstream>>, &'a str) {
+    for upstream in &policy.upstreams {
+        if let Some(rest) = upstream.path_prefix.as_deref().and_then(|p| path.strip_prefix(p))
+            && (rest.is_empty() || rest.starts_with('/'))
+        {
+            return (Some(upstream), if rest.is_empty() { "/" } else { rest });
+        }
+    }
+    (None, path)
+}
+
+/// What makes a head unfit to be passed on.
+fn fault(parts: &Parts) -> Option<Problem> {
+    if parts.method == Method::CONNECT {
+        return Some(Problem::Method);
+    }
+    if parts.version >= Version::HTTP_10 && parts.version < Version::HTTP_2 {
+        let mut hosts = parts.headers.get_all(HOST).iter();
+        let (first, second) = (hosts.next(), hosts.next());
+        if second.is_some() || (first.is_none() && parts.version == Version::HTTP_11) {
+            return Some(Problem::Host);
+        }
+        if first.is_some_and(|h| !plausible_host(h.as_bytes())) {
+            return Some(Problem::Host);
+        }
+    }
+    None
+}
+
+fn plausible_host(host: &[u8]) -> bool {
+    host.len() <= 255
+        && host.iter().all(|b| {
+            b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']' | b'_' | b'%' | b'~')
+        })
+}

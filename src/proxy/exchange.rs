@@ -1,0 +1,407 @@
+//! One exchange from head to tail; the only file that knows the order of the steps.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use super::alarm::Alarm;
+use super::arrive::{self, Head};
+use super::body::RequestBody;
+use super::connection::Connection;
+use super::emit::{Account, Times};
+use super::forward::{Forwarded, Outgoing, forward, peek};
+use super::headers::strip_answer;
+use super::identify::{Clues, identify};
+use super::observe::{Answer, Relay};
+use super::reply::{Problem, refuse};
+use super::rewrite::{Downgraded, Prepared, prepare};
+use super::watched::InFlight;
+use super::{admit, identify::Identity, switch};
+use crate::dialect::include_usage::{Hider, refusal_names_stream_options};
+use crate::dialect::meter::{AnswerHead, Meter, MeterOptions};
+use crate::dialect::request::RequestFacts;
+use crate::enforce::snapshot::Snapshot;
+use crate::types::ids::{ModelName, RequestId};
+use crate::types::observation::{ActionTaken, Outcome};
+
+/// Largest error answer that is read to see whether it is about the usage that we asked for.
+const MAX_OBJECTION: usize = 64 * 1024;
+
+/// Answers one request: arrive, identify, admit, rewrite, forward, observe. Each step takes what the one before
+/// gave. From `identify` on an [`Account`] is kept; dropping it, wherever that happens, is the last step: emit.
+pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Response<Answer> {
+    let in_flight = connection.begin();
+    let worker = Rc::clone(&connection.worker);
+    let clock = &worker.shared.clock;
+    let started = clock.mono();
+    let mut snapshot = worker.snapshot();
+
+    // Arrive.
+    let (mut head, incoming, fault) = arrive::head(&snapshot.policy, request);
+    let request_id = request_id(&head, &worker.shared.request_ids);
+    let fault = fault.or_else(|| connection.framing_conflicts().then_some(Problem::TwoLengths));
+    let content = match fault {
+        Some(problem) => Err(problem),
+        None => arrive::content(&snapshot.policy, &mut head, incoming).await,
+    };
+    let nothing = RequestFacts::default();
+    let (facts, bytes) = content
+        .as_ref()
+        .map_or((&nothing, None), |c| (&c.facts, c.bytes.as_ref()));
+
+    // Identify.
+    let identity = identify(
+        &connection,
+        &snapshot.policy.identity,
+        &Clues {
+            headers: &head.parts.headers,
+            path_agent: head.path_agent.as_deref(),
+            hints: &facts.hints,
+            route: &head.route,
+            body: bytes,
+            model: facts.model.as_deref(),
+            upstream: &head.upstream,
+            request_id: &request_id,
+        },
+    );
+    let complete = clock.mono();
+    let mut account = open_account(
+        &worker, &snapshot, request_id, identity, &head, facts, started, complete,
+    );
+    let content = match content {
+        Ok(content) => content,
+        Err(problem) => return answer_problem(account, &head, problem, in_flight),
+    };
+
+    // Admit.
+    let slot = Arc::clone(&account.identity.slot);
+    let estimate = slot.expected_tokens(content.facts.estimated_input, content.facts.max_output);
+    match admit::pass(&worker, &mut snapshot, &slot, estimate).await {
+        Ok(admitted) => {
+            account.permit = Some(admitted.permit);
+            if admitted.held > Duration::from_millis(1) {
+                account.times.held = admitted.held;
+                let ms = u64::try_from(admitted.held.as_millis()).unwrap_or(u64::MAX);
+                account.actions.push(ActionTaken::Delayed { ms });
+            }
+        }
+        Err(problem) => return answer_problem(account, &head, problem, in_flight),
+    }
+    account.snapshot = Arc::clone(&snapshot);
+
+    if switch::is_asked(&head) {
+        return switch_protocol(&connection, account, &head, in_flight).await;
+    }
+
+    // Rewrite.
+    let seen = content.seen.clone();
+    let agent = account.identity.agent.clone();
+    let now = clock.mono();
+    let prepared = match prepare(
+        &worker,
+        &snapshot,
+        agent.as_str(),
+        now,
+        &head,
+        content,
+        &mut account.actions,
+    ) {
+        Ok(prepared) => prepared,
+        Err(problem) => return answer_problem(account, &head, problem, in_flight),
+    };
+
+    // Forward.
+    let timeouts = head.upstream.timeouts;
+    let whole = timeouts.total.map(|t| started.after(t));
+    let mut alarm = Alarm::new(clock.clone(), timeouts.first_byte, whole);
+    account.times.forwarded = Some(alarm.last_heard());
+    let (head, downgraded, sent) = send(&worker, &snapshot, head, prepared, &mut alarm).await;
+    let sent = match sent {
+        Ok(sent) => sent,
+        Err(problem) => {
+            let problem = match seen {
+                Some(seen) if seen.too_large.get() => Problem::TooLarge {
+                    limit: snapshot.policy.limits.max_request_bytes,
+                },
+                Some(seen) if seen.too_slow.get() => Problem::TooSlow,
+                Some(seen) if seen.client_failed.get() => Problem::ClientGone,
+                _ => problem,
+            };
+            return answer_problem(account, &head, problem, in_flight);
+        }
+    };
+
+    // Observe.
+    if !sent.usage_hidden {
+        account.actions.retain(|a| *a != ActionTaken::UsageRequested);
+    }
+    observe(account, sent, alarm, downgraded.as_ref(), in_flight)
+}
+
+/// Answers a request for another protocol: what comes after it is relayed and not read.
+async fn switch_protocol(
+    connection: &Rc<Connection>,
+    mut account: Account,
+    head: &Head,
+    in_flight: InFlight,
+) -> Response<Answer> {
+    let clock = &connection.worker.shared.clock;
+    account.times.forwarded = Some(clock.mono());
+    let asked = switch::ask(&connection.worker, head).await;
+    account.times.first_byte = Some(clock.mono());
+    match asked {
+        Err(problem) => answer_problem(account, head, problem, in_flight),
+        Ok(switch::Asked::Declined(response)) => {
+            account.status = response.status().as_u16();
+            account.ended(Outcome::Complete);
+            switch::decline(response, in_flight)
+        }
+        Ok(switch::Asked::Agreed(response, upgraded)) => {
+            account.status = response.status().as_u16();
+            switch::agree(connection, response, upgraded, account, in_flight)
+        }
+    }
+}
+
+/// An answer whose head is there.
+struct Sent {
+    forwarded: Forwarded,
+    incoming: Incoming,
+    /// Usage was asked for on the client's behalf and has to be taken out of the answer.
+    usage_hidden: bool,
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is one field of the account, and this is the one place"
+)]
+fn open_account(
+    worker: &Rc<super::worker::Worker>,
+    snapshot: &Arc<Snapshot>,
+    request_id: RequestId,
+    identity: Identity,
+    head: &Head,
+    facts: &RequestFacts,
+    started: crate::types::time::Mono,
+    complete: crate::types::time::Mono,
+) -> Account {
+    Account {
+        worker: Rc::clone(worker),
+        snapshot: Arc::clone(snapshot),
+        request_id,
+        identity,
+        api: head.route.api,
+        upstream: Arc::clone(&head.upstream),
+        model_requested: facts.model.as_deref().map(ModelName::from),
+        stream_asked: facts.stream,
+        estimated_input: facts.estimated_input,
+        permit: None,
+        meter: None,
+        status: 0,
+        outcome: None,
+        error: None,
+        actions: Vec::new(),
+        times: Times {
+            started,
+            complete,
+            held: Duration::ZERO,
+            forwarded: None,
+            first_byte: None,
+            first_token: None,
+            next_progress: crate::types::time::Mono::ZERO,
+        },
+    }
+}
+
+/// Sends what was prepared. When the upstream objects to being asked for usage, it is remembered and the client's
+/// own request is sent in its place: the client never sees an error of our making.
+async fn send(
+    worker: &super::worker::Worker,
+    snapshot: &Snapshot,
+    mut head: Head,
+    prepared: Prepared,
+    alarm: &mut Alarm,
+) -> (Head, Option<Downgraded>, Result<Sent, Problem>) {
+    let Prepared {
+        body,
+        path,
+        changed,
+        without_usage,
+        downgraded,
+    } = prepared;
+    let headers = std::mem::take(&mut head.parts.headers);
+    let query = head.parts.uri.query();
+    let method = head.parts.method.clone();
+    let outgoing = Outgoing::new(&snapshot.policy, &head.upstream, method, &path, query, headers);
+    let mut outgoing = match outgoing {
+        Ok(outgoing) => outgoing,
+        Err(problem) => return (head, downgraded, Err(problem)),
+    };
+    if let (true, RequestBody::Whole(bytes)) = (changed, &body) {
+        outgoing.set_length(bytes.as_ref().map_or(0, Bytes::len));
+    }
+    let result = async {
+        let (mut forwarded, mut incoming) = forward(worker, &head.upstream, &outgoing, body, alarm).await?;
+        let Some(original) = without_usage else {
+            return Ok(Sent { forwarded, incoming, usage_hidden: false });
+        };
+        let status = forwarded.head.status;
+        if !matches!(status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY) {
+            return Ok(Sent { forwarded, incoming, usage_hidden: true });
+        }
+        let silence = head.upstream.timeouts.idle;
+        peek(&mut forwarded, &mut incoming, MAX_OBJECTION, alarm, silence).await?;
+        if !refusal_names_stream_options(status.as_u16(), &forwarded.prefix) {
+            return Ok(Sent { forwarded, incoming, usage_hidden: false });
+        }
+        if forwarded.ended {
+            forwarded.lease.give_back(worker.shared.clock.mono());
+        }
+        worker.shared.unwilling.insert(&head.upstream.name);
+        tracing::info!(upstream = %head.upstream.name, "upstream does not report usage in streams; not asking again");
+        outgoing.set_length(original.len());
+        let body = RequestBody::whole(original);
+        let (forwarded, incoming) = forward(worker, &head.upstream, &outgoing, body, alarm).await?;
+        Ok(Sent { forwarded, incoming, usage_hidden: false })
+    }
+    .await;
+    (head, downgraded, result)
+}
+
+/// Makes the client's answer of the upstream's.
+fn observe(
+    mut account: Account,
+    sent: Sent,
+    mut alarm: Alarm,
+    downgraded: Option<&Downgraded>,
+    in_flight: InFlight,
+) -> Response<Answer> {
+    let Sent {
+        mut forwarded,
+        incoming,
+        usage_hidden,
+    } = sent;
+    alarm.allow(account.upstream.timeouts.idle);
+    account.times.first_byte = Some(alarm.last_heard());
+    let policy = &account.snapshot.policy;
+    let status = forwarded.head.status;
+    account.status = status.as_u16();
+    if policy.metering {
+        let options = MeterOptions {
+            max_inspect_bytes: policy.limits.max_inspect_bytes,
+            keep_text: false,
+        };
+        let head = AnswerHead {
+            api: account.api,
+            status: status.as_u16(),
+            headers: &forwarded.head.headers,
+            stream_asked: account.stream_asked,
+        };
+        account.meter = Some(Meter::new(&head, options));
+    }
+    // The head is taken out; what is left of `forwarded` goes on with the body.
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    *response.headers_mut() = std::mem::take(&mut forwarded.head.headers);
+    let headers = response.headers_mut();
+    strip_answer(headers);
+    // A compressed stream passes with the usage in it: its client reads what it did not ask for, unharmed.
+    let hide = usage_hidden
+        && status.is_success()
+        && !headers.contains_key(CONTENT_ENCODING)
+        && is_event_stream(headers);
+    if hide {
+        headers.remove(CONTENT_LENGTH);
+    }
+    if let Some(change) = downgraded {
+        say_downgrade(headers, change, &account.request_id);
+    }
+    let hider = hide.then(Hider::new);
+    let relay = Relay::new(forwarded, incoming, account, alarm, hider, in_flight);
+    response.map(|()| Answer::Relay(relay))
+}
+
+/// Names the change of model in the answer, so that nobody has to wonder about it.
+fn say_downgrade(headers: &mut http::HeaderMap, change: &Downgraded, request_id: &RequestId) {
+    for (name, value) in [
+        ("x-fusebox-action", "downgrade_model"),
+        ("x-fusebox-model-requested", change.from.as_str()),
+        ("x-fusebox-model-used", change.to.as_str()),
+        ("x-fusebox-incident", change.incident.as_str()),
+        ("x-fusebox-request-id", request_id.as_str()),
+    ] {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+}
+
+fn is_event_stream(headers: &http::HeaderMap) -> bool {
+    headers
+        .get(CONTENT_TYPE)
+        .is_none_or(|v| !v.as_bytes().starts_with(b"application/json"))
+}
+
+fn answer_problem(
+    mut account: Account,
+    head: &Head,
+    problem: Problem,
+    in_flight: InFlight,
+) -> Response<Answer> {
+    let (response, code) = refuse(
+        &problem,
+        head.route.api,
+        head.route.azure,
+        &account.request_id,
+        in_flight,
+    );
+    log(&account, &problem, code);
+    account.status = response.status().as_u16();
+    account.error = Some(("fusebox".to_owned(), code.to_owned()));
+    account.ended(match &problem {
+        Problem::UpstreamTimeout(_) => Outcome::Timeout,
+        Problem::Connect(super::upstream::ConnectError::Timeout(_)) => Outcome::Timeout,
+        Problem::Connect(_) | Problem::Upstream(_) => Outcome::UpstreamError,
+        Problem::ClientGone => Outcome::ClientAbort,
+        _ => Outcome::Refused,
+    });
+    if let Problem::Limited(why) = &problem {
+        let rule = why.rule.to_string();
+        account.actions.push(match why.kind {
+            crate::enforce::gate::Limited::Concurrency => ActionTaken::ConcurrencyCapped { rule },
+            _ => ActionTaken::Throttled { rule },
+        });
+    }
+    response
+}
+
+fn log(account: &Account, problem: &Problem, code: &'static str) {
+    let (agent, upstream) = (&account.identity.agent, &account.upstream.name);
+    match problem {
+        Problem::Connect(e) => {
+            tracing::warn!(%agent, %upstream, code, error = %e, "cannot reach the upstream");
+        }
+        Problem::Upstream(e) => tracing::warn!(%agent, %upstream, code, error = %e, "upstream failed"),
+        Problem::UpstreamTimeout(_) => tracing::warn!(%agent, %upstream, code, "upstream timed out"),
+        _ => tracing::debug!(%agent, %upstream, code, "refused"),
+    }
+}
+
+/// The client's own id when it gave a usable one.
+fn request_id(head: &Head, ids: &super::worker::RequestIds) -> RequestId {
+    const MAX: usize = 200;
+    match head
+        .parts
+        .headers
+        .get("x-request-id")
+        .and_then(|v| v.to_str().ok())
+    {
+        Some(id) if !id.is_empty() && id.len() <= MAX => RequestId::from(id),
+        _ => ids.next(),
+    }
+}

@@ -1,0 +1,365 @@
+//! Who sent a request, as what version, in which execution; each with the place where it was read, never guessed.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hmac::{Hmac, KeyInit, Mac};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName};
+use percent_encoding::percent_decode_str;
+use sha2::Sha256;
+
+use super::connection::Connection;
+use crate::dialect::fingerprint::{agent_fingerprint, prefix_key};
+use crate::dialect::request::BodyHints;
+use crate::dialect::table::Route;
+use crate::enforce::policy::{AgentSource, IdentityPolicy, Upstream};
+use crate::enforce::slots::AgentSlot;
+use crate::telemetry::metrics::{ExchangeLabels, ExchangeMetrics};
+use crate::types::ids::{AgentId, AgentVersion, ExecutionId, RequestId};
+use crate::types::observation::IdentitySource;
+
+/// Who sent a request.
+pub(super) struct Identity {
+    pub(super) agent: AgentId,
+    pub(super) agent_source: IdentitySource,
+    pub(super) version: Option<AgentVersion>,
+    pub(super) execution: ExecutionId,
+    pub(super) execution_source: IdentitySource,
+    pub(super) slot: Arc<AgentSlot>,
+    pub(super) metrics: Arc<ExchangeMetrics>,
+}
+
+/// What the exchange before resolved to; the next one of a connection is mostly like it.
+#[derive(Default)]
+pub(super) struct Memory {
+    agent: Option<(AgentId, Arc<AgentSlot>)>,
+    metrics: Option<(MetricsKey, Arc<ExchangeMetrics>)>,
+    version: Option<(u64, AgentVersion)>,
+}
+
+struct MetricsKey {
+    agent: AgentId,
+    model: Option<String>,
+    api: &'static str,
+    upstream: Arc<Upstream>,
+}
+
+/// What identification may look at.
+pub(super) struct Clues<'a> {
+    pub(super) headers: &'a HeaderMap,
+    pub(super) path_agent: Option<&'a str>,
+    pub(super) hints: &'a BodyHints,
+    pub(super) route: &'a Route,
+    pub(super) body: Option<&'a Bytes>,
+    pub(super) model: Option<&'a str>,
+    pub(super) upstream: &'a Arc<Upstream>,
+    pub(super) request_id: &'a RequestId,
+}
+
+/// Takes the agent out of `/agents/{id}/…` or `/a/{id}/…` and returns it with the rest of the path.
+pub(super) fn split_path(path: &str) -> Option<(&str, &str)> {
+    let rest = path
+        .strip_prefix("/agents/")
+        .or_else(|| path.strip_prefix("/a/"))?;
+    let slash = rest.find('/')?;
+    let (agent, rest) = rest.split_at(slash);
+    (!agent.is_empty()).then_some((agent, rest))
+}
+
+/// Finds out who sent a request.
+pub(super) fn identify(connection: &Connection, policy: &IdentityPolicy, clues: &Clues<'_>) -> Identity {
+    let mut memory = connection.memory.borrow_mut();
+    let (name, agent_source) = agent_name(connection, policy, clues);
+    let (agent, slot) = memory.agent(connection, &name);
+    let version = version(&mut memory, policy, clues);
+    let (execution, execution_source) = execution(policy, clues);
+    let metrics = memory.metrics(connection, &agent, clues);
+    Identity {
+        agent,
+        agent_source,
+        version,
+        execution,
+        execution_source,
+        slot,
+        metrics,
+    }
+}
+
+impl Memory {
+    fn agent(&mut self, connection: &Connection, name: &str) -> (AgentId, Arc<AgentSlot>) {
+        if let Some((agent, slot)) = &self.agent
+            && agent.as_str() == name
+        {
+            return (agent.clone(), Arc::clone(slot));
+        }
+        let slot = connection.worker.shared.slots.slot(&AgentId::from(name));
+        // Beyond the bound the slot is a shared one, and so is the name: everything that is kept by agent is bounded
+        // by the bound of the slots.
+        let agent = slot.agent().clone();
+        self.agent = (agent.as_str() == name).then(|| (agent.clone(), Arc::clone(&slot)));
+        (agent, slot)
+    }
+
+    fn metrics(
+        &mut self,
+        connection: &Connection,
+        agent: &AgentId,
+        clues: &Clues<'_>,
+    ) -> Arc<ExchangeMetrics> {
+        let api = clues.route.api.name();
+        if let Some((key, metrics)) = &self.metrics
+            && key.agent == *agent
+            && key.model.as_deref() == clues.model
+            && key.api == api
+            && Arc::ptr_eq(&key.upstream, clues.upstream)
+        {
+            return Arc::clone(metrics);
+        }
+        let metrics = connection.worker.shared.metrics.handles(&ExchangeLabels {
+            agent: agent.as_str(),
+            model: clues.model,
+            provider: &clues.upstream.provider,
+            api,
+            upstream: clues.upstream.name.as_str(),
+        });
+        let key = MetricsKey {
+            agent: agent.clone(),
+            model: clues.model.map(str::to_owned),
+            api,
+            upstream: Arc::clone(clues.upstream),
+        };
+        self.metrics = Some((key, Arc::clone(&metrics)));
+        metrics
+    }
+}
+
+fn agent_name<'a>(
+    connection: &'a Connection,
+    policy: &'a IdentityPolicy,
+    clues: &Clues<'a>,
+) -> (Cow<'a, str>, IdentitySource) {
+    for source in &policy.agent_order {
+        let found = match source {
+            AgentSource::Path => clues.path_agent.and_then(|agent| {
+                let agent = percent_decode_str(agent).decode_utf8().ok()?;
+                cleaned(agent, policy.max_name_bytes).map(|a| (a, IdentitySource::Path))
+            }),
+            AgentSource::Header => {
+                header(clues.headers, &policy.agent_headers, policy).map(|a| (a, IdentitySource::Header))
+            }
+            AgentSource::Baggage => baggage(clues.headers, &policy.agent_baggage_keys, policy)
+                .map(|a| (a, IdentitySource::Baggage)),
+            AgentSource::Metadata => {
+                metadata(clues.hints, &policy.agent_metadata_keys, policy).map(|a| (a, IdentitySource::Body))
+            }
+            AgentSource::Config => connection
+                .agent
+                .as_deref()
+                .or(policy.agent.as_ref())
+                .map(|a| (Cow::Borrowed(a.as_str()), IdentitySource::Config)),
+            AgentSource::ApiKey => {
+                api_key_name(clues.headers, policy).map(|a| (Cow::Owned(a), IdentitySource::ApiKey))
+            }
+            AgentSource::Default => Some((
+                Cow::Borrowed(policy.default_agent.as_str()),
+                IdentitySource::Default,
+            )),
+        };
+        if let Some(found) = found {
+            return found;
+        }
+    }
+    (
+        Cow::Borrowed(policy.default_agent.as_str()),
+        IdentitySource::Default,
+    )
+}
+
+fn version(memory: &mut Memory, policy: &IdentityPolicy, clues: &Clues<'_>) -> Option<AgentVersion> {
+    if let Some(declared) = header(clues.headers, &policy.version_headers, policy) {
+        return Some(AgentVersion::from(&*declared));
+    }
+    if let Some(version) = &policy.agent_version {
+        return Some(version.clone());
+    }
+    let body = clues.body?;
+    let key = prefix_key(clues.route, body)?;
+    if let Some((known, version)) = &memory.version
+        && *known == key
+    {
+        return Some(version.clone());
+    }
+    let version = AgentVersion::from(agent_fingerprint(clues.route, body)?);
+    memory.version = Some((key, version.clone()));
+    Some(version)
+}
+
+fn execution(policy: &IdentityPolicy, clues: &Clues<'_>) -> (ExecutionId, IdentitySource) {
+    if let Some(id) = header(clues.headers, &policy.execution_headers, policy) {
+        return (ExecutionId::from(&*id), IdentitySource::Header);
+    }
+    if let Some(id) = metadata(clues.hints, &policy.execution_metadata_keys, policy) {
+        return (ExecutionId::from(&*id), IdentitySource::Body);
+    }
+    if let Some(id) = clues
+        .hints
+        .execution()
+        .and_then(|id| cleaned(id.into(), policy.max_name_bytes))
+    {
+        return (ExecutionId::from(&*id), IdentitySource::Body);
+    }
+    if let Some(id) = trace_id(clues.headers) {
+        return (ExecutionId::from(id), IdentitySource::Trace);
+    }
+    (
+        ExecutionId::from(clues.request_id.as_str()),
+        IdentitySource::Exchange,
+    )
+}
+
+fn header<'a>(headers: &'a HeaderMap, names: &[HeaderName], policy: &IdentityPolicy) -> Option<Cow<'a, str>> {
+    names.iter().find_map(|name| {
+        let value = std::str::from_utf8(headers.get(name)?.as_bytes()).ok()?;
+        cleaned(value.into(), policy.max_name_bytes)
+    })
+}
+
+/// An entry of the W3C `baggage` header.
+fn baggage<'a>(headers: &'a HeaderMap, keys: &[String], policy: &IdentityPolicy) -> Option<Cow<'a, str>> {
+    headers
+        .get_all("baggage")
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .find_map(|entry| {
+            let (key, value) = entry.split(';').next()?.split_once('=')?;
+            if !keys.iter().any(|k| k == key.trim()) {
+                return None;
+            }
+            let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
+            cleaned(value, policy.max_name_bytes)
+        })
+}
+
+fn metadata<'a>(hints: &'a BodyHints, keys: &[String], policy: &IdentityPolicy) -> Option<Cow<'a, str>> {
+    keys.iter()
+        .find_map(|key| cleaned(hints.metadata(key)?.into(), policy.max_name_bytes))
+}
+
+/// The trace id of a valid `traceparent` (W3C Trace Context §3.2).
+fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get("traceparent")?.to_str().ok()?;
+    let mut parts = value.split('-');
+    let (version, trace) = (parts.next()?, parts.next()?);
+    let hex = |s: &str| {
+        s.bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let valid = version.len() == 2
+        && hex(version)
+        && version != "ff"
+        && trace.len() == 32
+        && hex(trace)
+        && trace.bytes().any(|b| b != b'0');
+    valid.then_some(trace)
+}
+
+/// A name for whoever holds an API key: a keyed hash, so that the name tells nothing about the key.
+fn api_key_name(headers: &HeaderMap, policy: &IdentityPolicy) -> Option<String> {
+    let key = [AUTHORIZATION.as_str(), "x-api-key", "api-key", "x-goog-api-key"]
+        .iter()
+        .find_map(|name| headers.get(*name))?
+        .as_bytes();
+    let key = key.strip_prefix(b"Bearer ").unwrap_or(key).trim_ascii();
+    // A signature differs from call to call: it names nobody.
+    if key.is_empty() || key.starts_with(b"AWS4-HMAC") {
+        return None;
+    }
+    let mut mac = Hmac::<Sha256>::new_from_slice(policy.api_key_salt.expose().as_bytes()).ok()?;
+    mac.update(key);
+    let digest = mac.finalize().into_bytes();
+    let mut name = String::with_capacity(16);
+    name.push_str("key-");
+    for byte in digest.iter().take(6) {
+        for nibble in [byte >> 4, byte & 15] {
+            name.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
+        }
+    }
+    Some(name)
+}
+
+/// A name as it is kept: trimmed, without control characters, at most `max` bytes; `None` when nothing is left.
+fn cleaned(name: Cow<'_, str>, max: usize) -> Option<Cow<'_, str>> {
+    let trimmed = name.trim();
+    if trimmed.is_empty() {
+        return None;
+    }
+    let plain = trimmed.len() <= max && !trimmed.chars().any(char::is_control);
+    if plain && trimmed.len() == name.len() {
+        return Some(name);
+    }
+    let mut out = String::with_capacity(trimmed.len().min(max));
+    for c in trimmed.chars().filter(|c| !c.is_control()) {
+        if out.len() + c.len_utf8() > max {
+            break;
+        }
+        out.push(c);
+    }
+    (!out.is_empty()).then_some(Cow::Owned(out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_split() {
+        for (path, want) in [
+            (
+                "/agents/billing/v1/chat/completions",
+                Some(("billing", "/v1/chat/completions")),
+            ),
+            ("/a/b/v1", Some(("b", "/v1"))),
+            ("/agents//v1", None),
+            ("/agents/x", None),
+            ("/v1/agents/x/y", None),
+        ] {
+            assert_eq!(split_path(path), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn names_are_cleaned() {
+        let clean = |s: &str| cleaned(Cow::Owned(s.to_owned()), 8).map(Cow::into_owned);
+        assert_eq!(clean("  a b "), Some("a b".into()));
+        assert_eq!(clean("\u{7}\n"), None);
+        assert_eq!(clean("ünïcödé"), Some("ünïcö".into()));
+        assert_eq!(clean("a\u{0}b"), Some("ab".into()));
+        assert_eq!(clean(""), None);
+    }
+
+    #[test]
+    fn only_valid_traces_name_an_execution() {
+        let id = |v: &'static str| {
+            let mut h = HeaderMap::new();
+            h.insert("traceparent", http::HeaderValue::from_static(v));
+            trace_id(&h).map(str::to_owned)
+        };
+        let ok = "0af7651916cd43dd8448eb211c80319c";
+        assert_eq!(
+            id("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01").as_deref(),
+            Some(ok)
+        );
+        assert_eq!(
+            id("00-00000000000000000000000000000000-b7ad6b7169203331-01"),
+            None
+        );
+        assert_eq!(
+            id("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            None
+        );
+        assert_eq!(id("nonsense"), None);
+    }
+}

@@ -1,0 +1,46 @@
+//! The way of a request, in order: accept, connection, exchange (identify, admit, rewrite, forward, observe, emit).
+//!
+//! | step | file | takes | gives |
+//! |---|---|---|---|
+//! | accept | `accept.rs` | a bound listener | a connection, TLS done |
+//! | connection | `connection.rs` | a connection | its requests, one by one or side by side |
+//! | exchange | `exchange.rs` | a request | its answer; the only file that knows the order of the steps below |
+//! | arrive | `arrive.rs` | head and body | `Arrived`: which API, what the body says |
+//! | identify | `identify.rs` | `Arrived` | who it is, which version, which execution |
+//! | admit | `admit.rs` | who, directives | a permit, or a refusal |
+//! | rewrite | `rewrite.rs` | body, directives | `Prepared`: what is sent |
+//! | forward | `forward.rs` | `Prepared` | the head of an answer |
+//! | observe | `observe.rs` | an answer's body | the same bytes, metered |
+//! | emit | `emit.rs` | the end | one observation, totals, settled limits |
+//!
+//! A WebSocket leaves this way after `admit`: `switch.rs` relays its bytes. Answers of fusebox itself are made in `reply.rs`.
+
+mod accept;
+mod admit;
+mod alarm;
+mod arrive;
+mod body;
+mod certificate;
+mod connection;
+mod drain;
+mod emit;
+mod exchange;
+mod forward;
+mod headers;
+mod identify;
+mod local;
+mod observe;
+mod reply;
+mod rewrite;
+mod run;
+mod switch;
+mod upstream;
+mod watched;
+mod worker;
+
+pub use accept::{Listening, bind};
+pub use certificate::{Certificate, CertificateError};
+pub use drain::Drain;
+pub use run::run_worker;
+pub use upstream::{TlsClients, TlsError};
+pub use worker::{RequestIds, Shared, Unwilling};

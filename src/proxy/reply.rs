@@ -1,0 +1,226 @@
+//! Every answer that fusebox makes itself, in the error shape of the API that was called.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+
+use super::observe::Answer;
+use super::upstream::ConnectError;
+use super::watched::InFlight;
+use crate::dialect::error_body::{Refusal, RefusalKind, render};
+use crate::dialect::table::Api;
+use crate::enforce::gate::{Limited, Why};
+use crate::types::ids::RequestId;
+
+/// Why fusebox answers in the upstream's place. Two messages each: one for the client, one for the log.
+#[derive(Debug)]
+pub(super) enum Problem {
+    /// No configured upstream serves this API.
+    NoUpstream,
+    /// A method that is not forwarded.
+    Method,
+    /// No `Host`, more than one, or an impossible one.
+    Host,
+    /// `Content-Length` and `Transfer-Encoding` together.
+    TwoLengths,
+    /// The request body is too large.
+    TooLarge {
+        /// The bound in bytes.
+        limit: u64,
+    },
+    /// The client took too long over its request body.
+    TooSlow,
+    /// The client broke off its request body.
+    ClientGone,
+    /// A directive holds the agent back.
+    Limited(Box<Why>),
+    /// Too many requests are held back already.
+    Overloaded,
+    /// A directive has to change the request, and it cannot be changed.
+    CannotRewrite(String),
+    /// The upstream could not be reached.
+    Connect(ConnectError),
+    /// The upstream broke before it answered.
+    Upstream(hyper::Error),
+    /// The upstream did not answer in time.
+    UpstreamTimeout(Duration),
+}
+
+/// What is said about a problem, apart from its numbers.
+struct Words {
+    status: u16,
+    kind: RefusalKind,
+    code: &'static str,
+    message: String,
+}
+
+/// An answer for `problem`, and the type and code that it names.
+pub(super) fn refuse(
+    problem: &Problem,
+    api: Api,
+    azure: bool,
+    request_id: &RequestId,
+    in_flight: InFlight,
+) -> (Response<Answer>, &'static str) {
+    let words = words(problem);
+    let code = words.code;
+    let mut refusal = Refusal::new(words.status, words.kind, code, words.message, request_id.as_str());
+    if let Problem::Limited(why) = problem {
+        refusal.retry_after = Some(spread(why.retry_after, request_id));
+        refusal.incident = Some(why.incident.to_string());
+        refusal.rule = Some(why.rule.to_string());
+        refusal.limit = Some(why.limit);
+        refusal.remaining = Some(why.remaining);
+    }
+    if let Problem::Overloaded = problem {
+        refusal.retry_after = Some(Duration::from_secs(1));
+    }
+    let rendered = render(api, azure, &refusal);
+    let body = Full::new(Bytes::from(rendered.body));
+    let mut response = Response::new(Answer::Own {
+        body,
+        _in_flight: in_flight,
+    });
+    *response.status_mut() =
+        StatusCode::from_u16(rendered.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+        .headers_mut()
+        .extend(rendered.headers.into_iter().map(|(k, v)| (Some(k), v)));
+    if matches!(
+        problem,
+        Problem::TwoLengths | Problem::TooLarge { .. } | Problem::TooSlow
+    ) {
+        // What is left of the body will not be read, so nothing after it can be.
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    (response, code)
+}
+
+fn words(problem: &Problem) -> Words {
+    let words = |status, kind, code, message: String| Words {
+        status,
+        kind,
+        code,
+        message,
+    };
+    match problem {
+        Problem::NoUpstream => words(
+            404,
+            RefusalKind::NotFound,
+            "fusebox_no_upstream",
+            "fusebox has no upstream for this API; add one under `upstreams` or give `--upstream`".into(),
+        ),
+        Problem::Method => words(
+            405,
+            RefusalKind::BadRequest,
+            "fusebox_method_not_allowed",
+            "fusebox is a reverse proxy and does not tunnel; use it as base URL".into(),
+        ),
+        Problem::Host => words(
+            400,
+            RefusalKind::BadRequest,
+            "fusebox_bad_host",
+            "the request needs exactly one valid Host header".into(),
+        ),
+        Problem::TwoLengths => words(
+            400,
+            RefusalKind::BadRequest,
+            "fusebox_two_lengths",
+            "the request has both Content-Length and Transfer-Encoding; send one of them".into(),
+        ),
+        Problem::TooLarge { limit } => words(
+            413,
+            RefusalKind::TooLarge,
+            "fusebox_request_too_large",
+            format!(
+                "the request body is larger than the {limit} bytes that fusebox allows (limits.max_request_bytes)"
+            ),
+        ),
+        Problem::TooSlow => words(
+            408,
+            RefusalKind::BadRequest,
+            "fusebox_request_too_slow",
+            "the request body paused for longer than fusebox allows (limits.body_idle_timeout)".into(),
+        ),
+        Problem::ClientGone => words(
+            400,
+            RefusalKind::BadRequest,
+            "fusebox_request_broken",
+            "the request body ended before it was complete".into(),
+        ),
+        Problem::Limited(why) => {
+            let (kind, code, what) = match why.kind {
+                Limited::RequestRate => (
+                    RefusalKind::RateRequests,
+                    "fusebox_request_rate",
+                    "requests a minute",
+                ),
+                Limited::TokenRate => (RefusalKind::RateTokens, "fusebox_token_rate", "tokens a minute"),
+                Limited::Concurrency => (
+                    RefusalKind::Concurrency,
+                    "fusebox_concurrency",
+                    "requests at once",
+                ),
+            };
+            words(
+                429,
+                kind,
+                code,
+                format!(
+                    "fusebox holds this agent to {} {what} because of incident {} (rule {})",
+                    why.limit, why.incident, why.rule
+                ),
+            )
+        }
+        Problem::Overloaded => words(
+            503,
+            RefusalKind::Overloaded,
+            "fusebox_overloaded",
+            "fusebox holds back as many requests as it may (limits.max_waiting)".into(),
+        ),
+        Problem::CannotRewrite(why) => words(
+            400,
+            RefusalKind::BadRequest,
+            "fusebox_cannot_rewrite",
+            format!("an incident response requires another model, but this request cannot be changed: {why}"),
+        ),
+        Problem::Connect(ConnectError::Timeout(limit)) => words(
+            504,
+            RefusalKind::UpstreamTimeout,
+            "fusebox_upstream_connect_timeout",
+            format!("fusebox had no connection to the upstream after {limit:?}"),
+        ),
+        Problem::Connect(_) => words(
+            502,
+            RefusalKind::UpstreamUnreachable,
+            "fusebox_upstream_unreachable",
+            "fusebox could not connect to the upstream".into(),
+        ),
+        Problem::Upstream(_) => words(
+            502,
+            RefusalKind::UpstreamUnreachable,
+            "fusebox_upstream_broke",
+            "the upstream broke the connection before it answered".into(),
+        ),
+        Problem::UpstreamTimeout(limit) => words(
+            504,
+            RefusalKind::UpstreamTimeout,
+            "fusebox_upstream_timeout",
+            format!("the upstream did not begin to answer within {limit:?}"),
+        ),
+    }
+}
+
+/// Up to a quarter more than `wait`, so that clients which were refused together do not return together.
+fn spread(wait: Duration, request_id: &RequestId) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    use std::sync::OnceLock;
+    static KEY: OnceLock<RandomState> = OnceLock::new();
+    let share = KEY.get_or_init(RandomState::new).hash_one(request_id.as_str()) % 256;
+    wait + wait.mul_f64(share as f64 / 1024.0)
+}
