@@ -8,3 +8,6 @@ pub mod incident;
 pub mod telemetry;
 pub mod enforce;
 pub mod proxy;
+pub mod alert;
+pub mod control;
+pub mod config;

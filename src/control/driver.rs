@@ -1,0 +1,329 @@
+//! The one task that owns the engine: observations in, effects out, questions answered.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc::Receiver;
+use tokio::sync::oneshot;
+use tokio::time::{MissedTickBehavior, Sleep, interval, sleep};
+
+use super::handle::{AgentView, Ask, ReloadReport, RuleLine, StatusView, UpstreamView};
+use super::journal::Journal;
+use super::perform::Performer;
+use crate::alert::Alerts;
+use crate::clock::Clock;
+use crate::enforce::slots::{Slots, TotalsView};
+use crate::enforce::snapshot::Publisher;
+use crate::incident::effect::Effect;
+use crate::incident::engine::Engine;
+use crate::incident::input::{Input, OperatorAct};
+use crate::incident::record::IncidentState;
+use crate::incident::rule::Rulebook;
+use crate::telemetry::metrics::Metrics;
+use crate::types::observation::Report;
+use crate::types::time::Mono;
+
+/// How long the driver rests after a batch. While it rests, requests hand over their observations without waking
+/// anybody: under load this turns a wake-up for each exchange into two hundred a second.
+const REST: Duration = Duration::from_millis(5);
+
+/// Observations taken at a time.
+const BATCH: usize = 2048;
+
+/// A change of configuration, already in force on the requests' side.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// What came of it.
+    pub report: ReloadReport,
+    /// The new rules; `None` when the reload failed.
+    pub rules: Option<Arc<Rulebook>>,
+    /// The upstreams now; `None` when the reload failed.
+    pub upstreams: Option<Vec<UpstreamView>>,
+}
+
+/// What the driver works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where the time comes from.
+    pub clock: Clock,
+    /// The engine.
+    pub engine: Engine,
+    /// Puts directives in force.
+    pub publisher: Arc<Publisher>,
+    /// Tells people.
+    pub alerts: Alerts,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// What the requests' side knows of each agent.
+    pub slots: Arc<Slots>,
+    /// Writes observations, if they are to be written.
+    pub journal: Option<Journal>,
+    /// What is said in the status and does not change.
+    pub about: About,
+    /// Figures of the requests' side.
+    pub gauges: Gauges,
+}
+
+/// What is said in the status and does not change but by a reload.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// Where clients are served.
+    pub listeners: Vec<String>,
+    /// Where requests go.
+    pub upstreams: Vec<UpstreamView>,
+    /// Where the configuration comes from.
+    pub config: String,
+}
+
+/// Figures of the requests' side, read once a second.
+pub struct Gauges {
+    /// Open client connections.
+    pub connections: Box<dyn Fn() -> usize + Send>,
+    /// Requests that are held back.
+    pub waiting: Box<dyn Fn() -> usize + Send>,
+    /// Observations that found the queue full.
+    pub dropped: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for Gauges {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gauges").finish_non_exhaustive()
+    }
+}
+
+/// Where the driver is told and asked things.
+#[derive(Debug)]
+pub struct Inbox {
+    /// From requests; its end ends the driver.
+    pub told: Receiver<Report>,
+    /// From the admin side.
+    pub asks: Receiver<Ask>,
+    /// From reloads.
+    pub reloads: Receiver<Reloaded>,
+}
+
+struct Driver {
+    parts: Parts,
+    performer: Performer,
+    started: Mono,
+    observations: u64,
+    unwritten: u64,
+    last_reload: Option<ReloadReport>,
+    effects: Vec<Effect>,
+}
+
+/// Runs until the requests' side is gone and everything it said was taken.
+pub async fn run(parts: Parts, inbox: Inbox) {
+    let Inbox {
+        mut told,
+        mut asks,
+        mut reloads,
+    } = inbox;
+    let performer = Performer::new(
+        Arc::clone(&parts.publisher),
+        parts.alerts.clone(),
+        Arc::clone(&parts.metrics),
+    );
+    let mut driver = Driver {
+        started: parts.clock.mono(),
+        parts,
+        performer,
+        observations: 0,
+        unwritten: 0,
+        last_reload: None,
+        effects: Vec::new(),
+    };
+    let mut batch = Vec::with_capacity(64);
+    // `None` while the driver is ready for the next batch.
+    let mut resting: Option<std::pin::Pin<Box<Sleep>>> = None;
+    let mut tick = interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            biased;
+            _ = tick.tick() => driver.tick(),
+            Some(ask) = asks.recv() => driver.answer(ask),
+            Some(reloaded) = reloads.recv() => driver.reloaded(reloaded),
+            () = rest(&mut resting), if resting.is_some() => resting = None,
+            count = told.recv_many(&mut batch, BATCH), if resting.is_none() => {
+                if count == 0 {
+                    return;
+                }
+                driver.take(&mut batch);
+                if count < BATCH {
+                    resting = Some(Box::pin(sleep(REST)));
+                }
+            }
+        }
+    }
+}
+
+/// Waits for a rest to be over.
+async fn rest(resting: &mut Option<std::pin::Pin<Box<Sleep>>>) {
+    if let Some(sleep) = resting {
+        sleep.as_mut().await;
+    }
+}
+
+impl Driver {
+    fn take(&mut self, batch: &mut Vec<Report>) {
+        for told in batch.drain(..) {
+            let input = match told {
+                Report::Running(observation) => Input::Progress(Box::new(observation)),
+                Report::Ended(observation) => {
+                    self.observations += 1;
+                    if let Some(journal) = &self.parts.journal
+                        && !journal.write(observation.clone())
+                    {
+                        self.unwritten += 1;
+                    }
+                    Input::Observation(Box::new(observation))
+                }
+            };
+            self.step(input);
+        }
+    }
+
+    fn tick(&mut self) {
+        self.step(Input::Tick);
+        let gauges = &self.parts.gauges;
+        let (connections, waiting) = ((gauges.connections)(), (gauges.waiting)());
+        let agents = self.parts.slots.count();
+        self.parts.metrics.gauges(
+            agents as u64,
+            self.performer.directives(),
+            connections as u64,
+            waiting as u64,
+        );
+    }
+
+    fn step(&mut self, input: Input) {
+        let now = self.parts.clock.now();
+        self.parts.engine.step(now, input, &mut self.effects);
+        for effect in self.effects.drain(..) {
+            self.performer.perform(&self.parts.engine, effect);
+        }
+    }
+
+    fn reloaded(&mut self, reloaded: Reloaded) {
+        let Reloaded {
+            report,
+            rules,
+            upstreams,
+        } = reloaded;
+        self.parts.metrics.reloaded(report.ok);
+        self.last_reload = Some(report);
+        if let Some(upstreams) = upstreams {
+            self.parts.about.upstreams = upstreams;
+        }
+        if let Some(rules) = rules {
+            self.step(Input::Rules(rules));
+        }
+    }
+
+    fn answer(&mut self, ask: Ask) {
+        let engine = &self.parts.engine;
+        match ask {
+            Ask::Incidents(to) => reply(to, engine.incidents()),
+            Ask::Incident(id, to) => reply(to, engine.incident(&id)),
+            Ask::Rules(to) => reply(to, engine.rules(self.parts.clock.now())),
+            Ask::Agents(to) => reply(to, self.agents()),
+            Ask::Status(to) => reply(to, self.status()),
+            Ask::Resolve(id, by, to) => {
+                let open = engine
+                    .incident(&id)
+                    .is_some_and(|r| r.state != IncidentState::Resolved);
+                if open {
+                    self.step(Input::Operator(OperatorAct::Resolve { incident: id, by }));
+                }
+                reply(to, open);
+            }
+        }
+    }
+
+    fn agents(&self) -> Vec<AgentView> {
+        let seen = self.parts.engine.agents(self.parts.clock.now());
+        let mut seen: HashMap<String, _> = seen
+            .into_iter()
+            .map(|a| (a.agent.as_str().to_owned(), a))
+            .collect();
+        let mut views: Vec<AgentView> = self
+            .parts
+            .slots
+            .all()
+            .into_iter()
+            .map(|slot| {
+                let agent = slot.agent().as_str().to_owned();
+                AgentView {
+                    status: seen.remove(&agent),
+                    totals: slot.view(),
+                    agent,
+                }
+            })
+            .collect();
+        views.sort_by(|a, b| a.agent.cmp(&b.agent));
+        views
+    }
+
+    fn status(&self) -> StatusView {
+        let parts = &self.parts;
+        let now = parts.clock.now();
+        let rules = parts.engine.rules(now);
+        let slots = parts.slots.all();
+        let mut totals = TotalsView::default();
+        for slot in &slots {
+            totals = totals.plus(&slot.view());
+        }
+        let dropped = parts.gauges.dropped.load(Ordering::Relaxed);
+        let mut degraded = Vec::new();
+        if let Some(report) = self.last_reload.as_ref().filter(|r| !r.ok) {
+            degraded.push(format!(
+                "last reload: failed with {} problem(s); the configuration before it stays in force",
+                report.problems.len()
+            ));
+        }
+        if parts.journal.as_ref().is_some_and(Journal::is_failing) {
+            degraded.push("observations cannot be written".to_owned());
+        }
+        if self.unwritten > 0 {
+            degraded.push(format!(
+                "{} observation(s) were not written: the writer was too slow",
+                self.unwritten
+            ));
+        }
+        if dropped > 0 {
+            degraded.push(format!("{dropped} observation(s) found the engine's queue full"));
+        }
+        StatusView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: now.mono.since(self.started).as_secs_f64(),
+            listeners: parts.about.listeners.clone(),
+            upstreams: parts.about.upstreams.clone(),
+            config: parts.about.config.clone(),
+            last_reload: self.last_reload.clone(),
+            agents: slots.len() as u64,
+            open_incidents: rules.iter().map(|r| r.open_incidents).sum(),
+            directives: self.performer.directives(),
+            observations: self.observations,
+            observations_dropped: dropped,
+            totals,
+            alerts: parts.alerts.status(),
+            rules: rules
+                .into_iter()
+                .map(|r| RuleLine {
+                    name: r.name.as_str().to_owned(),
+                    evaluation: if r.enabled { r.evaluation } else { "off".to_owned() },
+                    open_incidents: r.open_incidents,
+                })
+                .collect(),
+            degraded,
+        }
+    }
+}
+
+/// Answers a question. Whoever asked may have left; that is no concern of ours.
+fn reply<T>(to: oneshot::Sender<T>, answer: T) {
+    to.send(answer).ok();
+}

@@ -1,0 +1,13 @@
+//! The loops around the pure engine: one task owns it, performs what it asks, and answers what others ask about it.
+//!
+//! | file | what |
+//! |---|---|
+//! | `driver.rs` | the one task that owns the engine: observations in, effects out, questions answered |
+//! | `perform.rs` | makes effects real: directives published, notices queued, events counted and logged |
+//! | `handle.rs` | what the admin side may ask |
+//! | `journal.rs` | the observations file: one thread that writes what it is handed |
+
+pub mod driver;
+pub mod handle;
+pub mod journal;
+mod perform;
