@@ -2,12 +2,20 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod types;
+
 pub mod clock;
 pub mod dialect;
 pub mod incident;
 pub mod telemetry;
+
 pub mod enforce;
 pub mod proxy;
+
 pub mod alert;
 pub mod control;
+
 pub mod config;
+
+pub mod admin;
+pub mod app;
+pub mod cli;

@@ -1,2 +1,7 @@
-//! fusebox
-fn main() {}
+//! The `fusebox` program: everything it does is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fusebox::cli::main()
+}

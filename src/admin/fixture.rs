@@ -1,0 +1,171 @@
+//! What the driver of the tests knows, and how it answers.
+
+use crate::alert::TargetStatus;
+use crate::control::handle::{AgentView, Ask, ReloadReport, RuleLine, StatusView, UpstreamView};
+use crate::enforce::slots::TotalsView;
+use crate::incident::record::{AgentStatus, IncidentRecord, IncidentState, RuleStatus, TimelineEntry};
+use crate::types::directive::{Directive, Order, Subject};
+use crate::types::notice::Severity;
+use crate::types::time::{Mono, Wall};
+
+const AT: Wall = Wall::from_unix_millis(1_700_000_000_000);
+
+pub(super) fn answer(ask: Ask, incidents: &mut [IncidentRecord]) {
+    match ask {
+        Ask::Incidents(to) => drop(to.send(incidents.to_vec())),
+        Ask::Incident(id, to) => drop(to.send(incidents.iter().find(|i| i.id == id).cloned())),
+        Ask::Rules(to) => drop(to.send(vec![rule()])),
+        Ask::Agents(to) => drop(to.send(agents())),
+        Ask::Status(to) => drop(to.send(status())),
+        Ask::Resolve(id, by, to) => {
+            let open = incidents
+                .iter_mut()
+                .find(|i| i.id == id && i.state != IncidentState::Resolved);
+            let was_open = open.is_some();
+            if let Some(incident) = open {
+                incident.state = IncidentState::Resolved;
+                incident.timeline.push(TimelineEntry {
+                    at: AT,
+                    event: "operator".to_owned(),
+                    detail: by,
+                });
+            }
+            to.send(was_open).ok();
+        }
+    }
+}
+
+fn directive() -> Directive {
+    Directive {
+        lease: "lease-1".into(),
+        incident: "inc-1".into(),
+        rule: "token_explosion_detection".into(),
+        subject: Subject::Agent("a/b c".into()),
+        order: Order::Throttle {
+            requests_per_minute: Some(30),
+            tokens_per_minute: Some(2500),
+        },
+        since: AT,
+        expires: Wall::from_unix_millis(1_700_000_600_000),
+        until: Mono::FAR,
+    }
+}
+
+pub(super) fn incident(id: &str, state: IncidentState) -> IncidentRecord {
+    IncidentRecord {
+        id: id.into(),
+        rule: "token_explosion_detection".into(),
+        severity: Severity::Critical,
+        subject_kind: "agent".to_owned(),
+        subject: "a/b c".to_owned(),
+        agent: Some("a/b c".into()),
+        state,
+        metric: "tokens_per_execution".to_owned(),
+        value: 9000.0,
+        worst: 12000.0,
+        current: Some(8000.0),
+        baseline: Some(2500.0),
+        threshold: 5000.0,
+        samples: 12,
+        action: "throttle_and_alert".into(),
+        directives: vec![directive()],
+        opened: AT,
+        resolved: None,
+        timeline: Vec::new(),
+    }
+}
+
+fn rule() -> RuleStatus {
+    RuleStatus {
+        name: "token_explosion_detection".into(),
+        enabled: true,
+        mode: "enforce".to_owned(),
+        metric: "tokens_per_execution".to_owned(),
+        evaluation: "ok".to_owned(),
+        baseline: Some(2500.0),
+        threshold_upper: Some(5000.0),
+        threshold_lower: None,
+        window_seconds: 300.0,
+        subjects: 1,
+        findings: 1,
+        open_incidents: 1,
+        worst: Vec::new(),
+    }
+}
+
+fn agents() -> Vec<AgentView> {
+    ["quiet", "a/b c", "\u{1b}[2Jevil"]
+        .map(|name| AgentView {
+            agent: name.to_owned(),
+            totals: TotalsView {
+                requests: 1234,
+                ..TotalsView::default()
+            },
+            status: (name == "a/b c").then(|| AgentStatus {
+                agent: name.into(),
+                last_seen: AT,
+                tokens_per_minute: 9000.0,
+                requests_per_minute: 12.0,
+                incidents: vec!["inc-1".into()],
+                directives: vec![directive()],
+                version: None,
+            }),
+        })
+        .to_vec()
+}
+
+pub(super) fn report(ok: bool) -> ReloadReport {
+    ReloadReport {
+        ok,
+        at: AT,
+        changes: Vec::new(),
+        problems: if ok {
+            Vec::new()
+        } else {
+            vec!["fusebox.yaml:3:5: no".to_owned()]
+        },
+        needs_restart: Vec::new(),
+    }
+}
+
+pub(super) fn status() -> StatusView {
+    StatusView {
+        version: "0.1.0".to_owned(),
+        uptime_seconds: 3661.0,
+        listeners: vec!["127.0.0.1:4310".to_owned()],
+        upstreams: vec![UpstreamView {
+            name: "default".to_owned(),
+            url: "https://api.example".to_owned(),
+            provider: "openai".to_owned(),
+        }],
+        config: "built-in".to_owned(),
+        last_reload: Some(report(false)),
+        agents: 3,
+        open_incidents: 1,
+        directives: 1,
+        observations: 3000,
+        observations_dropped: 2,
+        totals: TotalsView {
+            requests: 3702,
+            input_tokens: 1_234_567,
+            cost_usd: 4.125,
+            ..TotalsView::default()
+        },
+        alerts: vec![TargetStatus {
+            name: "ops".to_owned(),
+            kind: "webhook".to_owned(),
+            queued: 1,
+            delivered: 2,
+            failed_attempts: 3,
+            dropped: 4,
+            last_error: Some("hooks.example answered 503".to_owned()),
+            last_delivered: Some(AT),
+        }],
+        rules: vec![RuleLine {
+            name: "output_quality_drop".to_owned(),
+            evaluation: "not yet evaluated: needs the detector".to_owned(),
+            open_incidents: 0,
+        }],
+        degraded: vec!["last reload failed".to_owned()],
+    }
+}

@@ -1,0 +1,333 @@
+//! Builds the parts in the order in which they need each other, and takes them down in the order of the traffic.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::reload::{self, Reloader};
+use super::{Source, watch};
+use crate::admin::{self, AdminListener};
+use crate::alert::Alerts;
+use crate::clock::Clock;
+use crate::config::{Compiled, ObservationSink, Wiring};
+use crate::control::driver::{self, About, Gauges, Inbox, Parts};
+use crate::control::handle::Handle;
+use crate::control::journal::Journal;
+use crate::enforce::policy::Bind;
+use crate::enforce::slots::Slots;
+use crate::enforce::snapshot::Publisher;
+use crate::incident::engine::Engine;
+use crate::proxy::{
+    Certificate, Drain, Listening, RequestIds, Shared, TlsClients, Unwilling, bind, run_worker,
+};
+use crate::telemetry::metrics::Metrics;
+
+/// How long queued alerts may take at the end.
+const LAST_ALERTS: Duration = Duration::from_secs(5);
+
+/// A running fusebox.
+#[derive(Debug)]
+pub struct Running {
+    /// Where clients are served, one address each.
+    pub listeners: Vec<String>,
+    /// Where the admin API is.
+    pub admin: String,
+    /// What the admin API can do, without HTTP.
+    pub handle: Handle,
+    drain: Drain,
+    ready: Arc<AtomicBool>,
+    workers: Workers,
+    driver: JoinHandle<()>,
+    alerts: Alerts,
+    stop: CancellationToken,
+    admin_task: JoinHandle<std::io::Result<()>>,
+}
+
+/// The worker threads. Each says when it is done, so that waiting for them does not block the runtime.
+#[derive(Debug)]
+struct Workers {
+    done: Vec<(
+        std::thread::JoinHandle<()>,
+        oneshot::Receiver<std::io::Result<()>>,
+    )>,
+}
+
+/// Starts everything; when this returns, clients are served. Call it inside a tokio runtime: the admin API, the
+/// engine and the alerts run on it, requests on threads of their own.
+///
+/// # Errors
+/// One line for a person when something cannot be opened, bound or started; nothing is left running then.
+pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<Running, String> {
+    let tls = Arc::new(TlsClients::default());
+    let mut policy = compiled.policy.clone();
+    tls.prepare(&mut policy).map_err(|e| e.to_string())?;
+    let wiring = &compiled.wiring;
+    let certificates = load_certificates(wiring)?;
+    let journal = open_journal(wiring)?;
+    let bound = bind_all(wiring, &certificates)?;
+    let (admin_listener, admin_address) = AdminListener::bind(&wiring.admin)
+        .await
+        .map_err(|e| format!("cannot listen on admin.listen {}: {e}", show(&wiring.admin.bind)))?;
+    let admin_address = admin_address.map_or_else(|| show(&wiring.admin.bind), |a| a.to_string());
+
+    let metrics = Arc::new(Metrics::new(wiring.max_label_sets));
+    metrics.started(clock.wall());
+    let slots = Arc::new(Slots::new(policy.limits.max_agents));
+    let max_connections = policy.limits.max_connections;
+    let upstreams = reload::upstream_views(&policy);
+    let (publisher, reader) = Publisher::new(Arc::new(policy));
+    let publisher = Arc::new(publisher);
+    let alerts = Alerts::start(compiled.targets.clone(), clock.clone(), Arc::clone(&metrics));
+    let drain = Drain::default();
+    let dropped = Arc::new(AtomicU64::new(0));
+    let (tell, told) = mpsc::channel(wiring.observation_queue);
+    let (asks, asked) = mpsc::channel(64);
+    let (reloads, reload_asks) = mpsc::channel(8);
+    let (reloaded, reload_results) = mpsc::channel(8);
+    let ready = Arc::new(AtomicBool::new(false));
+    let stop = CancellationToken::new();
+
+    let shared = Arc::new(Shared {
+        clock: clock.clone(),
+        reader,
+        slots: Arc::clone(&slots),
+        metrics: Arc::clone(&metrics),
+        observer: {
+            let (dropped, metrics) = (Arc::clone(&dropped), Arc::clone(&metrics));
+            Box::new(move |report| {
+                if let Err(TrySendError::Full(_)) = tell.try_send(report) {
+                    dropped.fetch_add(1, Ordering::Relaxed);
+                    metrics.observation_dropped();
+                }
+            })
+        },
+        drain: drain.clone(),
+        connections: Arc::new(Semaphore::new(max_connections)),
+        waiting: Arc::new(AtomicUsize::new(0)),
+        unwilling: Unwilling::default(),
+        request_ids: RequestIds::new(),
+    });
+    let handle = Handle {
+        asks,
+        reloads,
+        metrics: Arc::clone(&metrics),
+        ready: Arc::clone(&ready),
+    };
+    let listeners = bound.addresses.clone();
+
+    let parts = Parts {
+        clock: clock.clone(),
+        engine: Engine::new(Arc::clone(&compiled.rulebook), wiring.bounds),
+        publisher: Arc::clone(&publisher),
+        alerts: alerts.clone(),
+        metrics,
+        slots,
+        journal,
+        about: About {
+            listeners: listeners.clone(),
+            upstreams,
+            config: source.to_string(),
+        },
+        gauges: Gauges {
+            connections: {
+                let drain = drain.clone();
+                Box::new(move || drain.open_connections())
+            },
+            waiting: {
+                let waiting = Arc::clone(&shared.waiting);
+                Box::new(move || waiting.load(Ordering::Relaxed))
+            },
+            dropped,
+        },
+    };
+    let workers = start_workers(shared, bound.workers)?;
+    let inbox = Inbox {
+        told,
+        asks: asked,
+        reloads: reload_results,
+    };
+    let driver = tokio::spawn(driver::run(parts, inbox));
+    let admin_wiring = wiring.admin.clone();
+    let admin_task = tokio::spawn(admin::serve(
+        admin_listener,
+        admin_wiring,
+        handle.clone(),
+        stop.clone(),
+    ));
+    watch::start(
+        wiring,
+        &source,
+        certificates.clone(),
+        handle.clone(),
+        stop.clone(),
+    );
+    let reloader = Reloader {
+        source,
+        current: compiled,
+        tls,
+        certificates,
+        publisher,
+        alerts: alerts.clone(),
+        clock,
+    };
+    tokio::spawn(reload::run(reloader, reload_asks, reloaded));
+    ready.store(true, Ordering::Relaxed);
+    Ok(Running {
+        listeners,
+        admin: admin_address,
+        handle,
+        drain,
+        ready,
+        workers,
+        driver,
+        alerts,
+        stop,
+        admin_task,
+    })
+}
+
+impl Running {
+    /// Stops: no new connections, exchanges finish within `deadline` or are cut, what they used is taken, alerts go
+    /// out. `hurry` cuts the exchanges before the deadline.
+    ///
+    /// # Errors
+    /// What went wrong with a worker, for a person.
+    pub async fn stop(self, deadline: Duration, hurry: impl Future<Output = ()>) -> Result<(), String> {
+        self.ready.store(false, Ordering::Relaxed);
+        self.drain.begin();
+        let open = self.drain.open_connections();
+        tracing::info!(connections = open, deadline_ms = deadline.as_millis(), "draining");
+        tokio::select! {
+            done = timeout(deadline, self.drain.finished()) => {
+                if done.is_err() {
+                    tracing::warn!(
+                        connections = self.drain.open_connections(),
+                        "the drain deadline is over; cutting what is left"
+                    );
+                }
+            }
+            () = hurry => tracing::warn!(connections = self.drain.open_connections(), "asked again; cutting"),
+        }
+        self.drain.end();
+        let result = self.workers.join().await;
+        // The workers held the only way to tell the driver something; it ends when it has taken all they said.
+        let ended = self.driver.await;
+        if !self.alerts.drain(LAST_ALERTS).await {
+            tracing::warn!("some alerts could not be delivered before the end");
+        }
+        self.stop.cancel();
+        self.admin_task.await.ok();
+        ended.map_err(|e| format!("the engine failed: {e}"))?;
+        result
+    }
+
+    /// Waits until something that should never end did: a worker, the engine or the admin API.
+    pub async fn failed(&mut self) -> String {
+        tokio::select! {
+            why = self.workers.failed() => why,
+            ended = &mut self.driver => format!("the engine ended: {ended:?}"),
+            ended = &mut self.admin_task => format!("the admin API ended: {ended:?}"),
+        }
+    }
+}
+
+impl Workers {
+    async fn failed(&mut self) -> String {
+        for (_, done) in &mut self.done {
+            if let Ok(result) = done.await {
+                return format!("a worker ended: {result:?}");
+            }
+        }
+        std::future::pending().await
+    }
+
+    async fn join(self) -> Result<(), String> {
+        let mut result = Ok(());
+        for (thread, done) in self.done {
+            match done.await {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => result = Err(format!("a worker failed: {e}")),
+                Err(_) => result = Err("a worker ended without a word".to_owned()),
+            }
+            thread.join().ok();
+        }
+        result
+    }
+}
+
+/// What was bound: addresses to show, and each worker's share.
+struct Bound {
+    addresses: Vec<String>,
+    workers: Vec<Vec<Listening>>,
+}
+
+fn bind_all(wiring: &Wiring, certificates: &[Option<Arc<Certificate>>]) -> Result<Bound, String> {
+    let mut addresses = Vec::with_capacity(wiring.listeners.len());
+    let mut workers: Vec<Vec<Listening>> = (0..wiring.workers.max(1)).map(|_| Vec::new()).collect();
+    for (listener, certificate) in wiring.listeners.iter().zip(certificates) {
+        let (address, shares) = bind(listener, workers.len(), certificate.as_ref())
+            .map_err(|e| format!("cannot listen on {}: {e}", show(&listener.bind)))?;
+        for (worker, share) in workers.iter_mut().zip(shares) {
+            worker.push(share);
+        }
+        addresses.push(address);
+    }
+    Ok(Bound { addresses, workers })
+}
+
+fn start_workers(shared: Arc<Shared>, shares: Vec<Vec<Listening>>) -> Result<Workers, String> {
+    let mut done = Vec::with_capacity(shares.len());
+    for (i, share) in shares.into_iter().enumerate() {
+        let shared = Arc::clone(&shared);
+        let (tell, told) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("fusebox-worker-{i}"))
+            .spawn(move || {
+                tell.send(run_worker(shared, share)).ok();
+            })
+            .map_err(|e| format!("cannot start a worker: {e}"))?;
+        done.push((thread, told));
+    }
+    Ok(Workers { done })
+}
+
+fn load_certificates(wiring: &Wiring) -> Result<Vec<Option<Arc<Certificate>>>, String> {
+    wiring
+        .listeners
+        .iter()
+        .map(|listener| {
+            let load = |files| Certificate::load(files).map(Arc::new);
+            listener
+                .tls
+                .clone()
+                .map(load)
+                .transpose()
+                .map_err(|e| format!("listener {}: {e}", show(&listener.bind)))
+        })
+        .collect()
+}
+
+fn open_journal(wiring: &Wiring) -> Result<Option<Journal>, String> {
+    match &wiring.observations {
+        None => Ok(None),
+        Some(ObservationSink::Stdout) => Journal::to_stdout()
+            .map(Some)
+            .map_err(|e| format!("cannot write observations: {e}")),
+        Some(ObservationSink::File(path)) => Journal::to_file(path)
+            .map(Some)
+            .map_err(|e| format!("cannot write observations to {}: {e}", path.display())),
+    }
+}
+
+fn show(bind: &Bind) -> String {
+    match bind {
+        Bind::Tcp(address) => address.to_string(),
+        Bind::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
