@@ -1,0 +1,25 @@
+//! The one integration binary: the real program over real sockets and signals, on port 0, waiting on conditions.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::string_slice,
+    clippy::let_underscore_must_use,
+    reason = "a test ends where it cannot go on"
+)]
+
+mod support;
+
+mod admin;
+mod bad_input;
+mod cli;
+mod corpus;
+mod dialects;
+mod incident;
+mod listeners;
+mod observations;
+mod reload;
+mod streams;
+mod transparent;
