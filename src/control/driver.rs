@@ -171,7 +171,7 @@ impl Driver {
     fn take(&mut self, batch: &mut Vec<Report>) {
         for told in batch.drain(..) {
             let input = match told {
-                Report::Running(observation) => Input::Progress(Box::new(observation)),
+                Report::Running(observation) => Input::Progress(observation),
                 Report::Ended(observation) => {
                     self.observations += 1;
                     if let Some(journal) = &self.parts.journal
@@ -179,7 +179,7 @@ impl Driver {
                     {
                         self.unwritten += 1;
                     }
-                    Input::Observation(Box::new(observation))
+                    Input::Observation(observation)
                 }
             };
             self.step(input);

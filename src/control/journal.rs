@@ -54,10 +54,10 @@ impl Journal {
     }
 
     /// Queues a line; `false` when there was no room.
-    pub fn write(&self, observation: Observation) -> bool {
+    pub fn write(&self, observation: Box<Observation>) -> bool {
         let Some(queue) = &self.queue else { return false };
         !matches!(
-            queue.try_send(Box::new(observation)),
+            queue.try_send(observation),
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_))
         )
     }

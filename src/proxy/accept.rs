@@ -162,7 +162,8 @@ async fn accept_loop(
         let open = drain.open();
         drop(tokio::task::spawn_local(async move {
             let _held = (permit, open);
-            if let Some(client) = secure(&worker, stream, tls.as_deref()).await {
+            // Boxed, so that a plain connection does not hold room for a handshake for all its life.
+            if let Some(client) = Box::pin(secure(&worker, stream, tls.as_deref())).await {
                 serve(worker, client, agent).await;
             }
         }));

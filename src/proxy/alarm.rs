@@ -1,7 +1,9 @@
 //! The one timer of an exchange: for the first byte, then between parts, and for the whole.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,22 +15,36 @@ use crate::types::time::Mono;
 /// Rings when the upstream was silent for too long, or when the exchange took too long as a whole.
 ///
 /// The timer is made when something has to be waited for, and is only moved when it fires: a part of an answer that
-/// comes costs it one reading of the clock.
+/// comes costs it one reading of the clock. It is handed on from one exchange of a connection to the next, since
+/// nearly all of them end long before it fires.
 pub(super) struct Alarm {
     clock: Clock,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<Timer>,
+    spare: Rc<Spare>,
     last_heard: Mono,
     silence: Duration,
     whole: Mono,
 }
 
+/// The timer of a connection while no exchange needs it.
+#[derive(Default)]
+pub(super) struct Spare(Cell<Option<Timer>>);
+
+struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    /// When it fires, at the latest.
+    fires: Mono,
+}
+
 impl Alarm {
     /// Rings after `silence`, or at `whole` if that is earlier.
-    pub(super) fn new(clock: Clock, silence: Duration, whole: Option<Mono>) -> Self {
+    pub(super) fn new(clock: Clock, spare: Rc<Spare>, silence: Duration, whole: Option<Mono>) -> Self {
         let last_heard = clock.mono();
+        let timer = spare.0.take();
         Self {
             clock,
-            timer: None,
+            timer,
+            spare,
             last_heard,
             silence,
             whole: whole.unwrap_or(Mono::FAR),
@@ -37,10 +53,6 @@ impl Alarm {
 
     /// From now on this much silence is allowed.
     pub(super) fn allow(&mut self, silence: Duration) {
-        // A timer that fires early is moved on; one that would fire late has to be made anew.
-        if silence < self.silence {
-            self.timer = None;
-        }
         self.silence = silence;
         self.heard();
     }
@@ -57,24 +69,37 @@ impl Alarm {
 
     /// Ready when the alarm rings.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let rings = self.last_heard.after(self.silence).min(self.whole);
         loop {
-            let Some(timer) = &mut self.timer else {
-                let left = self.left();
-                self.timer = Some(Box::pin(sleep(left)));
-                continue;
+            // A timer that fires early is moved on then; one that would fire late has to be made anew.
+            let timer = match &mut self.timer {
+                Some(timer) if timer.fires <= rings => timer,
+                _ => self
+                    .timer
+                    .insert(Timer::new(rings.since(self.clock.mono()), rings)),
             };
-            ready!(timer.as_mut().poll(cx));
-            let left = self.left();
+            ready!(timer.sleep.as_mut().poll(cx));
+            let left = rings.since(self.clock.mono());
             if left.is_zero() {
                 return Poll::Ready(());
             }
             // `left` is taken from our clock, which tests may drive; the timer only decides when to look again.
-            self.timer = Some(Box::pin(sleep(left)));
+            *timer = Timer::new(left, rings);
         }
     }
+}
 
-    fn left(&self) -> Duration {
-        let now = self.clock.mono();
-        self.last_heard.after(self.silence).min(self.whole).since(now)
+impl Timer {
+    fn new(after: Duration, fires: Mono) -> Self {
+        Self {
+            sleep: Box::pin(sleep(after)),
+            fires,
+        }
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.spare.0.set(self.timer.take());
     }
 }

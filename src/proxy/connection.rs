@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
 use super::accept::ClientIo;
+use super::alarm::Spare;
 use super::exchange;
 use super::identify::Memory;
 use super::local::LocalExecutor;
@@ -47,6 +48,8 @@ pub(super) struct Connection {
     pub(super) memory: RefCell<Memory>,
     /// A protocol switch that was agreed on; the connection is no longer HTTP once its answer was sent.
     pub(super) switched: RefCell<Option<Switched>>,
+    /// The timer that the exchange before left.
+    pub(super) spare_timer: Rc<Spare>,
     activity: Rc<Activity>,
 }
 
@@ -84,6 +87,7 @@ pub(super) async fn serve(worker: Rc<Worker>, client: Client, agent: Option<Rc<A
         agent,
         memory: RefCell::default(),
         switched: RefCell::default(),
+        spare_timer: Rc::default(),
         activity: Rc::clone(&activity),
     });
     let drain = connection.worker.shared.drain.clone();
@@ -102,15 +106,23 @@ pub(super) async fn serve(worker: Rc<Worker>, client: Client, agent: Option<Rc<A
             .auto_date_header(false)
             .adaptive_window(true)
             .serve_connection(io, service);
-        until_done(served, |c| c.graceful_shutdown(), &drain, &activity, patience).await;
+        // Boxed, here and below, so that neither kind of connection holds room for the other.
+        Box::pin(until_done(
+            served,
+            |c| c.graceful_shutdown(),
+            &drain,
+            &activity,
+            patience,
+        ))
+        .await;
     } else {
         let served = http1::Builder::new()
             .auto_date_header(false)
             .max_header_size(limits.max_header_bytes)
             .serve_connection(io, service);
-        let mut served = KeepingIo(served);
+        let mut served = Box::new(KeepingIo(served));
         let ended = until_done(
-            &mut served,
+            &mut *served,
             |c| Pin::new(&mut c.get_mut().0).graceful_shutdown(),
             &drain,
             &activity,
@@ -123,7 +135,7 @@ pub(super) async fn serve(worker: Rc<Worker>, client: Client, agent: Option<Rc<A
         let parts = served.0.into_parts();
         let mut io = parts.io.into_inner();
         match connection.switched.take() {
-            Some(switched) => switched.relay(io, parts.read_buf, &drain).await,
+            Some(switched) => Box::pin(switched.relay(io, parts.read_buf, &drain)).await,
             // A client that is gone has nothing to be told.
             None => drop(io.shutdown().await),
         }

@@ -136,7 +136,7 @@ impl Account {
         measured: Measured,
         actions: Vec<ActionTaken>,
         now: Now,
-    ) -> Observation {
+    ) -> Box<Observation> {
         let Now { mono: now, wall } = now;
         let times = self.times;
         let millis = |to: Mono| to.since(times.started).as_secs_f64() * 1e3;
@@ -163,7 +163,7 @@ impl Account {
             None => (measured.error_type, measured.error_code),
         };
         let identity = &self.identity;
-        Observation {
+        Box::new(Observation {
             request_id: self.request_id.clone(),
             time: wall,
             agent: identity.agent.clone(),
@@ -195,7 +195,7 @@ impl Account {
             cost_usd,
             actions,
             ended: now,
-        }
+        })
     }
 }
 

@@ -95,7 +95,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     account.snapshot = Arc::clone(&snapshot);
 
     if switch::is_asked(&head) {
-        return switch_protocol(&connection, account, &head, in_flight).await;
+        return Box::pin(switch_protocol(&connection, account, &head, in_flight)).await;
     }
 
     // Rewrite.
@@ -118,7 +118,12 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     // Forward.
     let timeouts = head.upstream.timeouts;
     let whole = timeouts.total.map(|t| started.after(t));
-    let mut alarm = Alarm::new(clock.clone(), timeouts.first_byte, whole);
+    let mut alarm = Alarm::new(
+        clock.clone(),
+        Rc::clone(&connection.spare_timer),
+        timeouts.first_byte,
+        whole,
+    );
     account.times.forwarded = Some(alarm.last_heard());
     let (head, downgraded, sent) = send(&worker, &snapshot, head, prepared, &mut alarm).await;
     let sent = match sent {
@@ -146,7 +151,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
 /// Answers a request for another protocol: what comes after it is relayed and not read.
 async fn switch_protocol(
     connection: &Rc<Connection>,
-    mut account: Account,
+    mut account: Box<Account>,
     head: &Head,
     in_flight: InFlight,
 ) -> Response<Answer> {
@@ -189,8 +194,8 @@ fn open_account(
     facts: &RequestFacts,
     started: crate::types::time::Mono,
     complete: crate::types::time::Mono,
-) -> Account {
-    Account {
+) -> Box<Account> {
+    Box::new(Account {
         worker: Rc::clone(worker),
         snapshot: Arc::clone(snapshot),
         request_id,
@@ -215,7 +220,7 @@ fn open_account(
             first_token: None,
             next_progress: crate::types::time::Mono::ZERO,
         },
-    }
+    })
 }
 
 /// Sends what was prepared. When the upstream objects to being asked for usage, it is remembered and the client's
@@ -246,8 +251,9 @@ async fn send(
         outgoing.set_length(bytes.as_ref().map_or(0, Bytes::len));
     }
     let result = async {
-        let (mut forwarded, mut incoming) = forward(worker, &head.upstream, &outgoing, body, alarm).await?;
-        let Some(original) = without_usage else {
+        let spare = without_usage.is_some().then(|| outgoing.clone());
+        let (mut forwarded, mut incoming) = forward(worker, &head.upstream, outgoing, body, alarm).await?;
+        let Some((original, mut outgoing)) = without_usage.zip(spare) else {
             return Ok(Sent { forwarded, incoming, usage_hidden: false });
         };
         let status = forwarded.head.status;
@@ -266,7 +272,9 @@ async fn send(
         tracing::info!(upstream = %head.upstream.name, "upstream does not report usage in streams; not asking again");
         outgoing.set_length(original.len());
         let body = RequestBody::whole(original);
-        let (forwarded, incoming) = forward(worker, &head.upstream, &outgoing, body, alarm).await?;
+        // Rare, and as large as the first time: not part of what every exchange needs.
+        let (forwarded, incoming) =
+            Box::pin(forward(worker, &head.upstream, outgoing, body, alarm)).await?;
         Ok(Sent { forwarded, incoming, usage_hidden: false })
     }
     .await;
@@ -275,7 +283,7 @@ async fn send(
 
 /// Makes the client's answer of the upstream's.
 fn observe(
-    mut account: Account,
+    mut account: Box<Account>,
     sent: Sent,
     mut alarm: Alarm,
     downgraded: Option<&Downgraded>,
@@ -348,7 +356,7 @@ fn is_event_stream(headers: &http::HeaderMap) -> bool {
 }
 
 fn answer_problem(
-    mut account: Account,
+    mut account: Box<Account>,
     head: &Head,
     problem: Problem,
     in_flight: InFlight,

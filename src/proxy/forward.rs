@@ -20,7 +20,8 @@ use super::upstream::{Lease, Link};
 use super::worker::Worker;
 use crate::enforce::policy::{Policy, Upstream};
 
-/// A request that can be sent, and sent again.
+/// The head of a request that can be sent.
+#[derive(Clone)]
 pub(super) struct Outgoing {
     method: Method,
     target: PathAndQuery,
@@ -63,24 +64,45 @@ impl Outgoing {
         self.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
 
-    pub(super) fn request<B>(&self, upstream: &Upstream, h2: bool, body: B) -> Request<B> {
+    /// The request itself, as it is written to an upstream that speaks HTTP/2 or not.
+    pub(super) fn request<B>(self, upstream: &Upstream, h2: bool, body: B) -> Request<B> {
+        let Self {
+            method,
+            target,
+            headers,
+        } = self;
         let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.headers_mut() = self.headers.clone();
+        *request.method_mut() = method;
+        *request.headers_mut() = headers;
         if h2 {
             let scheme = if upstream.url.tls { "https" } else { "http" };
             let uri = Uri::builder()
                 .scheme(scheme)
                 .authority(upstream.url.authority.as_bytes())
-                .path_and_query(self.target.clone())
+                .path_and_query(target)
                 .build();
             *request.uri_mut() = uri.unwrap_or_default();
             *request.version_mut() = Version::HTTP_2;
             request.headers_mut().remove(HOST);
         } else {
-            *request.uri_mut() = Uri::from(self.target.clone());
+            *request.uri_mut() = Uri::from(target);
         }
         request
+    }
+
+    /// What was to be sent, from a request that was not.
+    fn again(upstream: &Upstream, unsent: Request<RequestBody>) -> Option<(Self, RequestBody)> {
+        let (mut parts, body) = unsent.into_parts();
+        parts.headers.insert(HOST, upstream.url.authority.clone());
+        let target = parts.uri.into_parts().path_and_query?;
+        Some((
+            Self {
+                method: parts.method,
+                target,
+                headers: parts.headers,
+            },
+            body,
+        ))
     }
 }
 
@@ -91,11 +113,11 @@ impl Outgoing {
 pub(super) async fn forward(
     worker: &Worker,
     upstream: &Arc<Upstream>,
-    outgoing: &Outgoing,
+    outgoing: Outgoing,
     body: RequestBody,
     alarm: &mut Alarm,
 ) -> Result<(Forwarded, Incoming), Problem> {
-    let mut body = body;
+    let (mut outgoing, mut body) = (outgoing, body);
     let mut fresh = false;
     loop {
         let mut lease = worker
@@ -130,7 +152,8 @@ pub(super) async fn forward(
             }
             Some(Err(mut e)) => match e.take_message() {
                 Some(unsent) if lease.reused && !fresh => {
-                    body = unsent.into_body();
+                    let again = Outgoing::again(upstream, unsent);
+                    (outgoing, body) = again.ok_or_else(|| Problem::Upstream(e.into_error()))?;
                     fresh = true;
                 }
                 _ => return Err(Problem::Upstream(e.into_error())),

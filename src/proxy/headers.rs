@@ -1,6 +1,10 @@
 //! Headers on their way through: what belongs to one hop stays there (RFC 9110 §7.6.1), the rest is untouched.
 
-use http::header::{CONNECTION, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use smallvec::SmallVec;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -14,43 +18,50 @@ pub(super) fn strip_request(headers: &mut HeaderMap, strip: &[HeaderName]) {
             .windows(8)
             .any(|w| w == b"trailers")
     });
-    strip_hop(headers);
-    headers.remove(EXPECT);
-    headers.remove(PROXY_AUTHORIZATION);
+    strip_named(headers, |name| {
+        belongs_to_hop(name) || *name == EXPECT || *name == PROXY_AUTHORIZATION || strip.contains(name)
+    });
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
-    }
-    for name in strip {
-        headers.remove(name);
     }
 }
 
 /// Takes away what belongs to the upstream's hop.
 pub(super) fn strip_answer(headers: &mut HeaderMap) {
-    strip_hop(headers);
+    strip_named(headers, belongs_to_hop);
 }
 
-fn strip_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|v| v.to_str().ok())
-            .flat_map(|v| v.split(','))
-            .filter_map(|n| n.trim().parse().ok())
+fn belongs_to_hop(name: &HeaderName) -> bool {
+    *name == CONNECTION
+        || *name == TE
+        || *name == TRANSFER_ENCODING
+        || *name == UPGRADE
+        || *name == KEEP_ALIVE
+        || *name == PROXY_CONNECTION
+}
+
+/// Removes what `goes` names, and what `Connection` names. Mostly there is nothing, so the names are gone over once
+/// instead of being looked up one by one.
+fn strip_named(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
+    let mut going: SmallVec<[HeaderName; 8]> = SmallVec::new();
+    for name in headers.keys() {
+        if *name == CONNECTION {
+            let tokens = headers.get_all(CONNECTION).iter().filter_map(|v| v.to_str().ok());
+            let named = tokens
+                .flat_map(|v| v.split(','))
+                .filter_map(|n| n.trim().parse().ok());
             // A client that names these wants to hide them from us, or to break the framing.
-            .filter(|n: &HeaderName| !matches!(n.as_str(), "host" | "content-length" | "content-type"))
-            .collect();
-        for name in named {
-            headers.remove(name);
+            going.extend(
+                named.filter(|n: &HeaderName| *n != HOST && *n != CONTENT_LENGTH && *n != CONTENT_TYPE),
+            );
         }
-        headers.remove(CONNECTION);
+        if goes(name) {
+            going.push(name.clone());
+        }
     }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    headers.remove(TE);
-    headers.remove(TRANSFER_ENCODING);
-    headers.remove(UPGRADE);
+    for name in going {
+        headers.remove(name);
+    }
 }
 
 #[cfg(test)]

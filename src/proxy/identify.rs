@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 use sha2::Sha256;
 
@@ -19,6 +19,7 @@ use crate::enforce::slots::AgentSlot;
 use crate::telemetry::metrics::{ExchangeLabels, ExchangeMetrics};
 use crate::types::ids::{AgentId, AgentVersion, ExecutionId, RequestId};
 use crate::types::observation::IdentitySource;
+use crate::types::secret::Secret;
 
 /// Who sent a request.
 pub(super) struct Identity {
@@ -37,6 +38,8 @@ pub(super) struct Memory {
     agent: Option<(AgentId, Arc<AgentSlot>)>,
     metrics: Option<(MetricsKey, Arc<ExchangeMetrics>)>,
     version: Option<(u64, AgentVersion)>,
+    /// The key that was seen last and the name made of it, and which salt made it.
+    api_key: Option<(HeaderValue, Secret, String)>,
 }
 
 struct MetricsKey {
@@ -71,9 +74,10 @@ pub(super) fn split_path(path: &str) -> Option<(&str, &str)> {
 /// Finds out who sent a request.
 pub(super) fn identify(connection: &Connection, policy: &IdentityPolicy, clues: &Clues<'_>) -> Identity {
     let mut memory = connection.memory.borrow_mut();
-    let (name, agent_source) = agent_name(connection, policy, clues);
+    let memory = &mut *memory;
+    let (name, agent_source) = agent_name(connection, &mut memory.api_key, policy, clues);
     let (agent, slot) = memory.agent(connection, &name);
-    let version = version(&mut memory, policy, clues);
+    let version = version(memory, policy, clues);
     let (execution, execution_source) = execution(policy, clues);
     let metrics = memory.metrics(connection, &agent, clues);
     Identity {
@@ -137,6 +141,7 @@ impl Memory {
 
 fn agent_name<'a>(
     connection: &'a Connection,
+    known_key: &mut Option<(HeaderValue, Secret, String)>,
     policy: &'a IdentityPolicy,
     clues: &Clues<'a>,
 ) -> (Cow<'a, str>, IdentitySource) {
@@ -159,9 +164,8 @@ fn agent_name<'a>(
                 .as_deref()
                 .or(policy.agent.as_ref())
                 .map(|a| (Cow::Borrowed(a.as_str()), IdentitySource::Config)),
-            AgentSource::ApiKey => {
-                api_key_name(clues.headers, policy).map(|a| (Cow::Owned(a), IdentitySource::ApiKey))
-            }
+            AgentSource::ApiKey => remembered_key_name(known_key, clues.headers, policy)
+                .map(|a| (Cow::Owned(a), IdentitySource::ApiKey)),
             AgentSource::Default => Some((
                 Cow::Borrowed(policy.default_agent.as_str()),
                 IdentitySource::Default,
@@ -213,17 +217,26 @@ fn execution(policy: &IdentityPolicy, clues: &Clues<'_>) -> (ExecutionId, Identi
     if let Some(id) = trace_id(clues.headers) {
         return (ExecutionId::from(id), IdentitySource::Trace);
     }
-    (
-        ExecutionId::from(clues.request_id.as_str()),
-        IdentitySource::Exchange,
-    )
+    (clues.request_id.as_execution(), IdentitySource::Exchange)
 }
 
+/// The first of `names` that has a usable value. The headers are gone over once: a request has fewer of them than
+/// there are names to look for.
 fn header<'a>(headers: &'a HeaderMap, names: &[HeaderName], policy: &IdentityPolicy) -> Option<Cow<'a, str>> {
-    names.iter().find_map(|name| {
-        let value = std::str::from_utf8(headers.get(name)?.as_bytes()).ok()?;
-        cleaned(value.into(), policy.max_name_bytes)
-    })
+    let mut found: Option<(usize, Cow<'a, str>)> = None;
+    for (name, value) in headers {
+        let Some(rank) = names.iter().position(|n| n == name) else {
+            continue;
+        };
+        if found.as_ref().is_some_and(|(best, _)| *best <= rank) {
+            continue;
+        }
+        let value = std::str::from_utf8(value.as_bytes())
+            .ok()
+            .and_then(|v| cleaned(v.into(), policy.max_name_bytes));
+        found = value.map(|value| (rank, value)).or(found);
+    }
+    found.map(|(_, value)| value)
 }
 
 /// An entry of the W3C `baggage` header.
@@ -266,12 +279,28 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
     valid.then_some(trace)
 }
 
-/// A name for whoever holds an API key: a keyed hash, so that the name tells nothing about the key.
-fn api_key_name(headers: &HeaderMap, policy: &IdentityPolicy) -> Option<String> {
-    let key = [AUTHORIZATION.as_str(), "x-api-key", "api-key", "x-goog-api-key"]
+/// The name for whoever holds an API key; the one of the exchange before when the key is the same.
+fn remembered_key_name(
+    known: &mut Option<(HeaderValue, Secret, String)>,
+    headers: &HeaderMap,
+    policy: &IdentityPolicy,
+) -> Option<String> {
+    let value = [AUTHORIZATION.as_str(), "x-api-key", "api-key", "x-goog-api-key"]
         .iter()
-        .find_map(|name| headers.get(*name))?
-        .as_bytes();
+        .find_map(|name| headers.get(*name))?;
+    if let Some((key, salt, name)) = known
+        && key == value
+        && *salt == policy.api_key_salt
+    {
+        return Some(name.clone());
+    }
+    let name = api_key_name(value.as_bytes(), policy)?;
+    *known = Some((value.clone(), policy.api_key_salt.clone(), name.clone()));
+    Some(name)
+}
+
+/// A name for whoever holds an API key: a keyed hash, so that the name tells nothing about the key.
+fn api_key_name(key: &[u8], policy: &IdentityPolicy) -> Option<String> {
     let key = key.strip_prefix(b"Bearer ").unwrap_or(key).trim_ascii();
     // A signature differs from call to call: it names nobody.
     if key.is_empty() || key.starts_with(b"AWS4-HMAC") {

@@ -37,7 +37,7 @@ pub(crate) struct Relay {
 struct Parts {
     incoming: Incoming,
     lease: Lease,
-    account: Account,
+    account: Box<Account>,
     alarm: Alarm,
     /// Stands between the upstream's bytes and a client that must not see the usage it did not ask for.
     hider: Option<Box<Hider>>,
@@ -61,7 +61,7 @@ impl Relay {
     pub(super) fn new(
         forwarded: Forwarded,
         incoming: Incoming,
-        account: Account,
+        account: Box<Account>,
         alarm: Alarm,
         hider: Option<Hider>,
         in_flight: InFlight,

@@ -29,7 +29,7 @@ const MAX_REFUSAL: usize = 1 << 20;
 /// The upstream's half of an agreed switch, until the client's half is free.
 pub(super) struct Switched {
     upstream: TokioIo<Upgraded>,
-    account: Account,
+    account: Box<Account>,
     _in_flight: InFlight,
 }
 
@@ -117,7 +117,7 @@ fn switch_headers(headers: &mut HeaderMap, protocol: HeaderValue) {
 }
 
 impl Switched {
-    pub(super) fn new(upstream: Upgraded, account: Account, in_flight: InFlight) -> Self {
+    pub(super) fn new(upstream: Upgraded, account: Box<Account>, in_flight: InFlight) -> Self {
         Self {
             upstream: TokioIo::new(upstream),
             account,
@@ -159,7 +159,7 @@ pub(super) fn agree(
     connection: &Rc<super::connection::Connection>,
     response: Response<()>,
     upgraded: Upgraded,
-    account: Account,
+    account: Box<Account>,
     in_flight: InFlight,
 ) -> Response<Answer> {
     let relaying = in_flight.again();

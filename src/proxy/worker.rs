@@ -109,7 +109,12 @@ impl RequestIds {
 
     pub(super) fn next(&self) -> RequestId {
         let count = self.next.fetch_add(1, Ordering::Relaxed);
-        RequestId::from(format!("{}{count:08x}", self.prefix))
+        let mut id = String::with_capacity(self.prefix.len() + 16);
+        id.push_str(&self.prefix);
+        for nibble in (0..8).rev().map(|i| (count >> (4 * i)) & 15) {
+            id.push(char::from_digit(u32::try_from(nibble).unwrap_or(0), 16).unwrap_or('0'));
+        }
+        RequestId::from(id)
     }
 }
 

@@ -95,6 +95,13 @@ name!(
     RequestId
 );
 
+impl RequestId {
+    /// The execution that consists of this exchange alone; shares the text.
+    pub fn as_execution(&self) -> ExecutionId {
+        ExecutionId(Arc::clone(&self.0))
+    }
+}
+
 impl AgentId {
     /// The slot that takes every agent beyond the bound of the registry.
     pub const OVERFLOW: &'static str = "overflow";

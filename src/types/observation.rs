@@ -123,9 +123,9 @@ mod word_or_number {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Report {
     /// An exchange ended.
-    Ended(Observation),
+    Ended(Box<Observation>),
     /// An exchange is still running; the observation says what it used so far.
-    Running(Observation),
+    Running(Box<Observation>),
 }
 
 /// Where an identity was read; part of every observation so that nobody has to guess.

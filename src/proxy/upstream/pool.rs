@@ -57,14 +57,20 @@ impl Pools {
                 }
             }
         }
-        let connected = connect(upstream).await?;
-        let mut link = Link::handshake(connected, upstream.http2 == Http2::PriorKnowledge).await?;
-        if link.is_h2() {
-            *pool.shared.borrow_mut() = link.share();
-        }
-        if !link.ready().await {
-            return Err(ConnectError::Tcp(std::io::ErrorKind::ConnectionReset.into()));
-        }
+        // A TLS handshake holds kilobytes; boxed, only the exchanges that open a connection carry them.
+        let link = Box::pin(async {
+            let connected = connect(upstream).await?;
+            let mut link = Link::handshake(connected, upstream.http2 == Http2::PriorKnowledge).await?;
+            if link.is_h2() {
+                *pool.shared.borrow_mut() = link.share();
+            }
+            if link.ready().await {
+                Ok(link)
+            } else {
+                Err(ConnectError::Tcp(std::io::ErrorKind::ConnectionReset.into()))
+            }
+        })
+        .await?;
         Ok(Lease {
             link,
             pool,
