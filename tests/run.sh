@@ -56,7 +56,7 @@ bc_() { local sum; read -r sum || sum=0; echo $((${sum:-0})); }
 
 demo() {
   local out
-  out=$(timeout 180 target/debug/fusebox demo 2>&1) || { echo "$out"; echo "the demo ended with $?"; return 1; }
+  out=$(timeout 180 "${CARGO_TARGET_DIR:-target}/debug/fusebox" demo 2>&1) || { echo "$out"; echo "the demo ended with $?"; return 1; }
   echo "$out"
   grep -qi incident <<<"$out"
 }

@@ -203,6 +203,7 @@ impl Running {
         self.drain.begin();
         let open = self.drain.open_connections();
         tracing::info!(connections = open, deadline_ms = deadline.as_millis(), "draining");
+        let mut hurried = false;
         tokio::select! {
             done = timeout(deadline, self.drain.finished()) => {
                 if done.is_err() {
@@ -212,17 +213,23 @@ impl Running {
                     );
                 }
             }
-            () = hurry => tracing::warn!(connections = self.drain.open_connections(), "asked again; cutting"),
+            () = hurry => {
+                hurried = true;
+                tracing::warn!(connections = self.drain.open_connections(), "asked again; cutting");
+            }
         }
         self.drain.end();
         let result = self.workers.join().await;
         // The workers held the only way to tell the driver something; it ends when it has taken all they said.
         let ended = self.driver.await;
-        if !self.alerts.drain(LAST_ALERTS).await {
+        let patience = if hurried { Duration::ZERO } else { LAST_ALERTS };
+        if !self.alerts.drain(patience).await {
             tracing::warn!("some alerts could not be delivered before the end");
         }
         self.stop.cancel();
-        self.admin_task.await.ok();
+        if !hurried {
+            self.admin_task.await.ok();
+        }
         ended.map_err(|e| format!("the engine failed: {e}"))?;
         result
     }

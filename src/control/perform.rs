@@ -7,7 +7,7 @@ use crate::alert::Alerts;
 use crate::enforce::snapshot::Publisher;
 use crate::incident::effect::Effect;
 use crate::incident::engine::Engine;
-use crate::incident::record::{IncidentRecord, IncidentState};
+use crate::incident::record::{IncidentRecord, IncidentState, TimelineEntry};
 use crate::telemetry::metrics::Metrics;
 use crate::types::ids::IncidentId;
 use crate::types::notice::Severity;
@@ -24,7 +24,8 @@ pub(super) struct Performer {
 
 struct Followed {
     severity: Severity,
-    logged: usize,
+    /// The entry that was logged last; timelines lose entries when they grow long, so a count would not do.
+    logged: Option<TimelineEntry>,
 }
 
 impl Performer {
@@ -60,12 +61,16 @@ impl Performer {
     }
 
     fn follow(&mut self, record: &IncidentRecord) {
-        let known = self.open.get(&record.id).map(|f| f.logged);
+        let known = self.open.get(&record.id);
+        let last = known.and_then(|f| f.logged.as_ref());
+        let from = last
+            .and_then(|last| record.timeline.iter().rposition(|e| e == last))
+            .map_or(0, |i| i + 1);
         if known.is_none() && record.state != IncidentState::Resolved {
             self.metrics
                 .incident_opened(record.rule.as_str(), record.severity);
         }
-        for entry in record.timeline.iter().skip(known.unwrap_or(0)) {
+        for entry in record.timeline.iter().skip(from) {
             self.count(record, &entry.event);
             let (incident, rule, subject) = (&record.id, &record.rule, &record.subject);
             let (event, detail) = (entry.event.as_str(), entry.detail.as_str());
@@ -80,7 +85,7 @@ impl Performer {
         } else {
             let followed = Followed {
                 severity: record.severity,
-                logged: record.timeline.len(),
+                logged: record.timeline.last().cloned(),
             };
             self.open.insert(record.id.clone(), followed);
         }

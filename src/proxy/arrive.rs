@@ -6,15 +6,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST};
 use http::request::Parts;
-use http::{Method, Request, Version};
+use http::{HeaderMap, Method, Request, Version};
 use hyper::body::{Body, Incoming};
 
 use super::body::{ReadError, RequestBody, Seen, read_whole};
 use super::identify::split_path;
 use super::reply::Problem;
+use crate::clock::Clock;
 use crate::dialect::request::{self, RequestFacts};
-use crate::dialect::table::{Api, Route, refine, route};
+use crate::dialect::table::{Api, Family, Route, refine, route};
 use crate::enforce::policy::{Policy, Upstream};
+use crate::types::time::Mono;
 
 /// A request whose head was read and understood.
 pub(super) struct Head {
@@ -32,6 +34,8 @@ pub(super) struct Content {
     /// The same bytes, when the body was read whole.
     pub(super) bytes: Option<Bytes>,
     pub(super) facts: RequestFacts,
+    /// When all of it was there and the work on it began.
+    pub(super) complete: Mono,
     /// What became of a body that is passed on.
     pub(super) seen: Option<Rc<Seen>>,
 }
@@ -46,7 +50,13 @@ pub(super) fn head(policy: &Policy, request: Request<Incoming>) -> (Head, Incomi
     };
     let (upstream, path) = upstream_by_prefix(policy, path);
     let route = route(&parts.method, path, parts.uri.query());
-    let served = upstream.or_else(|| policy.upstreams.iter().find(|u| u.serves(route.api.family())));
+    let family = route.api.family();
+    let serving = |family| policy.upstreams.iter().find(|u| u.serves(family));
+    let served = upstream.or_else(|| serving(family)).or_else(|| match family {
+        // What is not read is not tied to a dialect; the credentials say whose it is, and go to nobody else.
+        Family::Other => serving(family_of_credentials(&parts.headers, path)),
+        _ => None,
+    });
     let problem = fault(&parts).or_else(|| served.is_none().then_some(Problem::NoUpstream));
     // A refusal needs an upstream to be counted under; the first is as good as any.
     let upstream = served
@@ -69,6 +79,7 @@ pub(super) fn head(policy: &Policy, request: Request<Incoming>) -> (Head, Incomi
 /// Reads the body of APIs that are understood; leaves others to be passed on as they come.
 pub(super) async fn content(
     policy: &Policy,
+    clock: &Clock,
     head: &mut Head,
     mut incoming: Incoming,
 ) -> Result<Content, Problem> {
@@ -81,6 +92,7 @@ pub(super) async fn content(
     if head.route.api == Api::Other && !incoming.is_end_stream() {
         let (body, seen) = RequestBody::passing(incoming, limits.max_request_bytes, limits.body_idle_timeout);
         return Ok(Content {
+            complete: clock.mono(),
             body,
             bytes: None,
             facts: RequestFacts::default(),
@@ -96,16 +108,21 @@ pub(super) async fn content(
             ReadError::TooSlow => Problem::TooSlow,
             ReadError::Broken => Problem::ClientGone,
         })?;
+    let complete = clock.mono();
     refine(&mut head.route, &head.path, &bytes);
     let headers = &head.parts.headers;
     let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
     // What is compressed is not read: the facts then say that the model is unknown.
     let facts = if headers.contains_key(CONTENT_ENCODING) {
-        request::unread(&head.route)
+        RequestFacts {
+            estimated_input: bytes.len() as u64 / 4,
+            ..request::unread(&head.route)
+        }
     } else {
         request::read(&head.route, content_type, &bytes)
     };
     Ok(Content {
+        complete,
         body: RequestBody::whole(bytes.clone()),
         bytes: Some(bytes),
         facts,
@@ -123,6 +140,21 @@ fn upstream_by_prefix<'a>(policy: &'a Policy, path: &'a str) -> (Option<&'a Arc<
         }
     }
     (None, path)
+}
+
+/// Whose API a request is for whose path does not say it (lists of models, files, batches).
+fn family_of_credentials(headers: &HeaderMap, path: &str) -> Family {
+    if headers.contains_key("anthropic-version") || headers.contains_key("x-api-key") {
+        Family::Anthropic
+    } else if headers.contains_key("x-goog-api-key") || path.starts_with("/v1beta/") {
+        Family::Gemini
+    } else if path.starts_with("/api/") {
+        Family::Ollama
+    } else if path.starts_with("/v2/") {
+        Family::Cohere
+    } else {
+        Family::OpenAi
+    }
 }
 
 /// What makes a head unfit to be passed on.

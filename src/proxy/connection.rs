@@ -70,9 +70,14 @@ pub(super) async fn serve(worker: Rc<Worker>, client: Client, agent: Option<Rc<A
     let mut io = client.io;
     let (h2, again) = match client.h2 {
         Some(h2) => (h2, Vec::new()),
-        None => match timeout(limits.header_timeout, preface(&mut io)).await {
-            Ok(Some(found)) => found,
-            Ok(None) | Err(_) => return,
+        None => tokio::select! {
+            biased;
+            // Nobody has asked for anything yet, so there is nothing to finish.
+            () = worker.shared.drain.begun() => return,
+            found = timeout(limits.header_timeout, preface(&mut io)) => match found {
+                Ok(Some(found)) => found,
+                Ok(None) | Err(_) => return,
+            },
         },
     };
     let activity = Activity::new(worker.shared.clock.clone());

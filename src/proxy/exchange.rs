@@ -47,7 +47,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     let fault = fault.or_else(|| connection.framing_conflicts().then_some(Problem::TwoLengths));
     let content = match fault {
         Some(problem) => Err(problem),
-        None => arrive::content(&snapshot.policy, &mut head, incoming).await,
+        None => arrive::content(&snapshot.policy, clock, &mut head, incoming).await,
     };
     let nothing = RequestFacts::default();
     let (facts, bytes) = content
@@ -69,7 +69,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
             request_id: &request_id,
         },
     );
-    let complete = clock.mono();
+    let complete = content.as_ref().map_or_else(|_| clock.mono(), |c| c.complete);
     let mut account = open_account(
         &worker, &snapshot, request_id, identity, &head, facts, started, complete,
     );
@@ -80,7 +80,11 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
 
     // Admit.
     let slot = Arc::clone(&account.identity.slot);
-    let estimate = slot.expected_tokens(content.facts.estimated_input, content.facts.max_output);
+    let mut estimate = slot.expected_tokens(content.facts.estimated_input, content.facts.max_output);
+    if head.route.api.generates() {
+        // A body that cannot be read is not free: what it really uses is settled afterwards.
+        estimate = estimate.max(1);
+    }
     match admit::pass(&worker, &mut snapshot, &slot, estimate).await {
         Ok(admitted) => {
             account.permit = Some(admitted.permit);
@@ -252,6 +256,10 @@ async fn send(
     }
     let result = async {
         let spare = without_usage.is_some().then(|| outgoing.clone());
+        if spare.is_some() {
+            // What we add has to be taken out again, which cannot be done to a compressed stream.
+            outgoing.accept_identity();
+        }
         let (mut forwarded, mut incoming) = forward(worker, &head.upstream, outgoing, body, alarm).await?;
         let Some((original, mut outgoing)) = without_usage.zip(spare) else {
             return Ok(Sent { forwarded, incoming, usage_hidden: false });
@@ -268,13 +276,16 @@ async fn send(
         if forwarded.ended {
             forwarded.lease.give_back(worker.shared.clock.mono());
         }
-        worker.shared.unwilling.insert(&head.upstream.name);
-        tracing::info!(upstream = %head.upstream.name, "upstream does not report usage in streams; not asking again");
         outgoing.set_length(original.len());
         let body = RequestBody::whole(original);
         // Rare, and as large as the first time: not part of what every exchange needs.
         let (forwarded, incoming) =
             Box::pin(forward(worker, &head.upstream, outgoing, body, alarm)).await?;
+        // Only now is it certain that our asking was what the upstream objected to.
+        if forwarded.head.status.is_success() {
+            worker.shared.unwilling.insert(&head.upstream.name);
+            tracing::info!(upstream = %head.upstream.name, "upstream does not report usage in streams; not asking again");
+        }
         Ok(Sent { forwarded, incoming, usage_hidden: false })
     }
     .await;

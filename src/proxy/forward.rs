@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
+use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Uri, Version, response};
 use hyper::body::Incoming;
@@ -62,6 +62,12 @@ impl Outgoing {
     /// Says the length of a body that is not the client's.
     pub(super) fn set_length(&mut self, length: usize) {
         self.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+
+    /// Asks for an answer that is not compressed.
+    pub(super) fn accept_identity(&mut self) {
+        self.headers
+            .insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
 
     /// The request itself, as it is written to an upstream that speaks HTTP/2 or not.

@@ -67,12 +67,16 @@ pub(super) fn prepare(
     if let Some((directive, to)) = order
         && head.route.api.generates()
     {
-        match target(snapshot, &head.route, &facts, to, directive) {
+        let change = match is_signed(head) {
+            // A signature covers what would be changed: such a request is only watched.
+            true => Err("it is signed".to_owned()),
+            false => target(snapshot, &head.route, &facts, to, directive),
+        };
+        match change {
             Err(why) => actions.push(ActionTaken::DowngradeSkipped { why }),
             Ok(None) => {}
             Ok(Some(change)) => {
-                let signed = is_signed(head);
-                let rewritten = replace_model(&head.route, &facts, &head.path, &bytes, &change.to, signed)
+                let rewritten = replace_model(&head.route, &facts, &head.path, &bytes, &change.to, false)
                     .map_err(|e| Problem::CannotRewrite(e.to_string()))?;
                 if let Some(path) = rewritten.path {
                     prepared.path = path;

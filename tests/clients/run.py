@@ -136,7 +136,7 @@ def suite(command, directory, env, passed, failed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--binary", default=ROOT / "target" / "debug" / "fusebox", type=Path)
+    parser.add_argument("--binary", default=ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "debug" / "fusebox", type=Path)
     parser.add_argument("--direct", action="store_true", help="without fusebox in between")
     parser.add_argument("suites", nargs="*", choices=["python", "node", []], default=[])
     arguments = parser.parse_args()
