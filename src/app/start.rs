@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, error::TrySendError};
-use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -49,13 +49,24 @@ pub struct Running {
     admin_task: JoinHandle<std::io::Result<()>>,
 }
 
-/// The worker threads. Each says when it is done, so that waiting for them does not block the runtime.
+/// The worker threads. Each says when it ends, so that waiting for them does not block the runtime.
 #[derive(Debug)]
 struct Workers {
-    done: Vec<(
-        std::thread::JoinHandle<()>,
-        oneshot::Receiver<std::io::Result<()>>,
-    )>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    ended: mpsc::Receiver<std::io::Result<()>>,
+}
+
+/// Says that a worker ended, even when it panicked.
+struct Farewell(mpsc::Sender<std::io::Result<()>>, Option<std::io::Result<()>>);
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let result = self
+            .1
+            .take()
+            .unwrap_or_else(|| Err(std::io::Error::other("it panicked")));
+        self.0.try_send(result).ok();
+    }
 }
 
 /// Starts everything; when this returns, clients are served. Call it inside a tokio runtime: the admin API, the
@@ -246,22 +257,20 @@ impl Running {
 
 impl Workers {
     async fn failed(&mut self) -> String {
-        for (_, done) in &mut self.done {
-            if let Ok(result) = done.await {
-                return format!("a worker ended: {result:?}");
-            }
+        match self.ended.recv().await {
+            Some(result) => format!("a worker ended: {result:?}"),
+            None => "all workers ended".to_owned(),
         }
-        std::future::pending().await
     }
 
-    async fn join(self) -> Result<(), String> {
+    async fn join(mut self) -> Result<(), String> {
         let mut result = Ok(());
-        for (thread, done) in self.done {
-            match done.await {
-                Ok(Ok(())) => {}
-                Ok(Err(e)) => result = Err(format!("a worker failed: {e}")),
-                Err(_) => result = Err("a worker ended without a word".to_owned()),
+        while let Some(ended) = self.ended.recv().await {
+            if let Err(e) = ended {
+                result = Err(format!("a worker failed: {e}"));
             }
+        }
+        for thread in self.threads {
             thread.join().ok();
         }
         result
@@ -289,19 +298,21 @@ fn bind_all(wiring: &Wiring, certificates: &[Option<Arc<Certificate>>]) -> Resul
 }
 
 fn start_workers(shared: Arc<Shared>, shares: Vec<Vec<Listening>>) -> Result<Workers, String> {
-    let mut done = Vec::with_capacity(shares.len());
+    let (tell, ended) = mpsc::channel(shares.len().max(1));
+    let mut threads = Vec::with_capacity(shares.len());
     for (i, share) in shares.into_iter().enumerate() {
         let shared = Arc::clone(&shared);
-        let (tell, told) = oneshot::channel();
+        let farewell = Farewell(tell.clone(), None);
         let thread = std::thread::Builder::new()
             .name(format!("fusebox-worker-{i}"))
             .spawn(move || {
-                tell.send(run_worker(shared, share)).ok();
+                let mut farewell = farewell;
+                farewell.1 = Some(run_worker(shared, share));
             })
             .map_err(|e| format!("cannot start a worker: {e}"))?;
-        done.push((thread, told));
+        threads.push(thread);
     }
-    Ok(Workers { done })
+    Ok(Workers { threads, ended })
 }
 
 fn load_certificates(wiring: &Wiring) -> Result<Vec<Option<Arc<Certificate>>>, String> {

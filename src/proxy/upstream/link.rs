@@ -3,18 +3,26 @@
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::connect::{ConnectError, Connected};
 use super::io::UpstreamIo;
 use crate::proxy::body::RequestBody;
 use crate::proxy::local::LocalExecutor;
+
+/// What one HTTP/2 answer may have on its way to us, in bytes.
+const STREAM_WINDOW: u32 = 256 * 1024;
+
+/// How often an HTTP/2 connection with exchanges on it is asked whether it is still there, and for how long.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_PATIENCE: Duration = Duration::from_secs(10);
 
 type Driver = Pin<Box<http1::Connection<TokioIo<UpstreamIo>, RequestBody>>>;
 
@@ -38,7 +46,14 @@ impl Link {
         let io = TokioIo::new(connected.io);
         if connected.h2 || prior_knowledge {
             let (send, connection) = http2::Builder::new(LocalExecutor)
-                .adaptive_window(true)
+                // One client that does not read must not hold up the others of the connection, so the connection
+                // has room for many full streams.
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(64 * STREAM_WINDOW)
+                // A peer that vanished is noticed, and the next exchange opens another connection.
+                .timer(TokioTimer::new())
+                .keep_alive_interval(PING_EVERY)
+                .keep_alive_timeout(PING_PATIENCE)
                 .handshake(io)
                 .await
                 .map_err(ConnectError::Http)?;
