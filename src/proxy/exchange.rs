@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 
 use super::alarm::Alarm;
@@ -44,7 +44,10 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     // Arrive.
     let (mut head, incoming, fault) = arrive::head(&snapshot.policy, request);
     let request_id = request_id(&head, &worker.shared.request_ids);
-    let fault = fault.or_else(|| connection.framing_conflicts().then_some(Problem::TwoLengths));
+    let fault = fault.or_else(|| {
+        (head.parts.version < Version::HTTP_2 && connection.framing_conflicts())
+            .then_some(Problem::TwoLengths)
+    });
     let content = match fault {
         Some(problem) => Err(problem),
         None => arrive::content(&snapshot.policy, clock, &mut head, incoming).await,
