@@ -19,6 +19,7 @@ use crate::config::{Compiled, ObservationSink, Wiring};
 use crate::control::driver::{self, About, Gauges, Inbox, Parts};
 use crate::control::handle::Handle;
 use crate::control::journal::Journal;
+use crate::enforce::chains::Chains;
 use crate::enforce::policy::Bind;
 use crate::enforce::slots::Slots;
 use crate::enforce::snapshot::Publisher;
@@ -121,6 +122,7 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
         drain: drain.clone(),
         connections: Arc::new(Semaphore::new(max_connections)),
         waiting: Arc::new(AtomicUsize::new(0)),
+        chains: Chains::default(),
         unwilling: Unwilling::default(),
         request_ids: RequestIds::new(),
     });

@@ -8,12 +8,15 @@ const MAX_PAIRS: usize = 16;
 const MAX_VALUE: usize = 256;
 /// Longest `metadata.user_id` that is searched for a session, in bytes.
 const MAX_USER_ID: usize = 4096;
+/// Longest id of an answer that is kept, in bytes: gateways put what they know into theirs.
+pub(super) const MAX_ANSWER_ID: usize = 512;
 
 /// Parts of a body that tell who sends it and to which execution it belongs.
 #[derive(Debug, Clone, Default)]
 pub struct BodyHints {
     metadata: Vec<(String, String)>,
     execution: Option<String>,
+    previous: Option<String>,
 }
 
 impl BodyHints {
@@ -24,10 +27,16 @@ impl BodyHints {
             .find_map(|(k, v)| (k == key).then_some(v.as_str()))
     }
 
-    /// The execution that the body names outside `metadata` (`prompt_cache_key`, `previous_response_id`,
-    /// `conversation`, session ids of known clients).
+    /// The execution that the body names outside `metadata` (`prompt_cache_key`, `conversation`, session ids of known
+    /// clients).
     pub fn execution(&self) -> Option<&str> {
         self.execution.as_deref()
+    }
+
+    /// The id of the answer that this request goes on from (`previous_response_id`, `previous_interaction_id`); at
+    /// most 512 bytes.
+    pub fn previous_answer(&self) -> Option<&str> {
+        self.previous.as_deref()
     }
 }
 
@@ -83,12 +92,13 @@ impl HintReader {
                     self.execution(&id, 7);
                 }
             }
+            b"previous_response_id" | b"previous_interaction_id" => {
+                self.hints.previous = json::as_text(value)
+                    .filter(|id| !id.is_empty() && id.len() <= MAX_ANSWER_ID)
+                    .map(std::borrow::Cow::into_owned);
+            }
             _ => {
-                let rank = match name {
-                    b"session_id" => 6,
-                    b"prompt_cache_key" => 5,
-                    _ => 4,
-                };
+                let rank = if name == b"session_id" { 6 } else { 5 };
                 if let Some(id) = json::as_text(value) {
                     self.execution(&id, rank);
                 }
@@ -190,8 +200,7 @@ mod tests {
                 ],
                 Some("conv_2"),
             ),
-            (vec![("previous_response_id", r#""resp_1""#)], Some("resp_1")),
-            (vec![("previous_response_id", "null")], None),
+            (vec![("previous_response_id", r#""resp_1""#)], None),
             (
                 vec![
                     ("session_id", r#""s""#),
@@ -213,6 +222,21 @@ mod tests {
             (vec![("metadata", r#"{"user_id":"someone"}"#)], None),
         ] {
             assert_eq!(read(&members).execution(), want, "{members:?}");
+        }
+    }
+
+    #[test]
+    fn the_answer_before_is_no_name_of_an_execution() {
+        let long = format!("\"{}\"", "x".repeat(MAX_ANSWER_ID + 1));
+        for (name, value, want) in [
+            ("previous_response_id", r#""resp_1""#, Some("resp_1")),
+            ("previous_interaction_id", r#""v1_a""#, Some("v1_a")),
+            ("previous_response_id", "null", None),
+            ("previous_response_id", "\"\"", None),
+            ("previous_response_id", long.as_str(), None),
+        ] {
+            let hints = read(&[(name, value)]);
+            assert_eq!((hints.previous_answer(), hints.execution()), (want, None), "{value}");
         }
     }
 }

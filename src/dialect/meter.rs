@@ -75,6 +75,8 @@ pub struct Measured {
     pub normalised: Normalised,
     /// The model that the answer names.
     pub model_served: Option<String>,
+    /// By what a later request names this answer (`id` of a response or an interaction), at most 512 bytes.
+    pub answer_id: Option<String>,
     /// Why it stopped.
     pub finish_reason: Option<String>,
     /// More about that.
@@ -165,6 +167,11 @@ impl Meter {
         self.facts.chars()
     }
 
+    /// By what a later request names this answer, as soon as a stream said so.
+    pub fn answer_id(&self) -> Option<&str> {
+        self.facts.answer_id.as_deref()
+    }
+
     /// What the answer said.
     pub fn finish(mut self, ended: Ended) -> Measured {
         if let Some(decoder) = &mut self.decoder {
@@ -180,6 +187,7 @@ impl Meter {
         let Facts {
             usage,
             model,
+            answer_id,
             finish_reason,
             finish_detail,
             error_type,
@@ -196,6 +204,7 @@ impl Meter {
             usage,
             normalised,
             model_served: model,
+            answer_id,
             finish_reason,
             finish_detail,
             error_type: error_type.or(self.header_error.map(String::from)),

@@ -1,6 +1,7 @@
 //! What requests read: one immutable snapshot of policy and directives, and the slots that outlive it.
 
 mod budget;
+pub mod chains;
 pub mod gate;
 mod limiter;
 pub mod policy;

@@ -191,8 +191,12 @@ impl Engine {
         if !self.needs.executions {
             return None;
         }
-        // An exchange that is an execution of its own is remembered only from when it is seen running.
-        let alone = o.execution_source == IdentitySource::Exchange && !running && !self.needs.every_execution;
+        // An exchange that is an execution of its own, and that none can join, is remembered only from when it is seen
+        // running.
+        let alone = o.execution_source == IdentitySource::Exchange
+            && !o.may_continue
+            && !running
+            && !self.needs.every_execution;
         if alone && self.executions.is_empty() {
             return None;
         }

@@ -55,6 +55,7 @@ pub(crate) fn observation(agent: &str, execution: &str) -> Observation {
         duration_ms: 1000.0,
         overhead_us: 50,
         cost_usd: None,
+        may_continue: false,
         actions: Vec::new(),
         ended: Mono::ZERO,
     }

@@ -42,6 +42,8 @@ pub(super) struct Account {
     pub(super) status: u16,
     pub(super) outcome: Option<Outcome>,
     pub(super) error: Option<(String, String)>,
+    /// The answer said by what a later request names it, and that was remembered.
+    pub(super) may_continue: bool,
     pub(super) actions: Vec<ActionTaken>,
     pub(super) times: Times,
 }
@@ -90,6 +92,10 @@ impl Account {
         let measured = meter
             .map(|m| m.finish(if whole { Ended::Whole } else { Ended::BrokenOff }))
             .unwrap_or_default();
+        if let Some(id) = measured.answer_id.as_deref().filter(|_| !self.may_continue) {
+            self.may_continue = true;
+            self.remember_answer(id, now.mono);
+        }
         let actions = std::mem::take(&mut self.actions);
         let observation = self.observation(outcome, measured, actions, now);
         if let Some(mut permit) = self.permit.take() {
@@ -102,6 +108,22 @@ impl Account {
         self.identity.slot.totals.add(&observation);
         self.identity.metrics.record(&observation);
         (shared.observer)(Report::Ended(observation));
+    }
+
+    /// Sees to it that a request that goes on from this answer is of this execution, as soon as the answer said its id:
+    /// a client need not wait for the end of a stream.
+    pub(super) fn learn_answer(&mut self, now: Mono) {
+        if !self.may_continue
+            && let Some(id) = self.meter.as_ref().and_then(Meter::answer_id)
+        {
+            self.may_continue = true;
+            self.remember_answer(id, now);
+        }
+    }
+
+    fn remember_answer(&self, id: &str, now: Mono) {
+        let Identity { agent, execution, .. } = &self.identity;
+        self.worker.shared.chains.remember(agent, id, execution, now);
     }
 
     /// Tells what a stream used so far, now and then, so that a runaway is seen before it ends.
@@ -193,6 +215,7 @@ impl Account {
             duration_ms: millis(now),
             overhead_us: u64::try_from(working.as_micros()).unwrap_or(u64::MAX),
             cost_usd,
+            may_continue: self.may_continue,
             actions,
             ended: now,
         })

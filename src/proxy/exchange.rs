@@ -217,6 +217,7 @@ fn open_account(
         status: 0,
         outcome: None,
         error: None,
+        may_continue: false,
         actions: Vec::new(),
         times: Times {
             started,

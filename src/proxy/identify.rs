@@ -78,7 +78,7 @@ pub(super) fn identify(connection: &Connection, policy: &IdentityPolicy, clues: 
     let (name, agent_source) = agent_name(connection, &mut memory.api_key, policy, clues);
     let (agent, slot) = memory.agent(connection, &name);
     let version = version(memory, policy, clues);
-    let (execution, execution_source) = execution(policy, clues);
+    let (execution, execution_source) = execution(connection, &agent, policy, clues);
     let metrics = memory.metrics(connection, &agent, clues);
     Identity {
         agent,
@@ -200,7 +200,12 @@ fn version(memory: &mut Memory, policy: &IdentityPolicy, clues: &Clues<'_>) -> O
     Some(version)
 }
 
-fn execution(policy: &IdentityPolicy, clues: &Clues<'_>) -> (ExecutionId, IdentitySource) {
+fn execution(
+    connection: &Connection,
+    agent: &AgentId,
+    policy: &IdentityPolicy,
+    clues: &Clues<'_>,
+) -> (ExecutionId, IdentitySource) {
     if let Some(id) = header(clues.headers, &policy.execution_headers, policy) {
         return (ExecutionId::from(&*id), IdentitySource::Header);
     }
@@ -213,6 +218,15 @@ fn execution(policy: &IdentityPolicy, clues: &Clues<'_>) -> (ExecutionId, Identi
         .and_then(|id| cleaned(id.into(), policy.max_name_bytes))
     {
         return (ExecutionId::from(&*id), IdentitySource::Body);
+    }
+    if let Some(answer) = clues.hints.previous_answer() {
+        let shared = &connection.worker.shared;
+        let now = shared.clock.mono();
+        let known = shared.chains.execution(agent, answer, now);
+        return (
+            known.unwrap_or_else(|| shared.chains.named_after(answer, policy.max_name_bytes)),
+            IdentitySource::Chain,
+        );
     }
     if let Some(id) = trace_id(clues.headers) {
         return (ExecutionId::from(id), IdentitySource::Trace);

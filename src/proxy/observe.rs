@@ -160,6 +160,7 @@ impl Parts {
             if seen.first_token && account.times.first_token.is_none() {
                 account.times.first_token = Some(self.alarm.last_heard());
             }
+            account.learn_answer(self.alarm.last_heard());
             account.progress(self.alarm.last_heard());
         }
     }

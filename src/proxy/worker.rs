@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use super::drain::Drain;
 use super::upstream::Pools;
 use crate::clock::Clock;
+use crate::enforce::chains::Chains;
 use crate::enforce::slots::Slots;
 use crate::enforce::snapshot::{CachedReader, Reader, Snapshot};
 use crate::telemetry::metrics::Metrics;
@@ -37,6 +38,8 @@ pub struct Shared {
     pub connections: Arc<Semaphore>,
     /// Requests that are held back at this moment.
     pub waiting: Arc<AtomicUsize>,
+    /// Which execution an answer belongs to, for the requests that go on from it.
+    pub chains: Chains,
     /// Upstreams that refused to report usage in streams when asked.
     pub unwilling: Unwilling,
     /// Names for exchanges whose client gave none.

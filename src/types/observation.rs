@@ -77,6 +77,9 @@ pub struct Observation {
     pub overhead_us: u64,
     /// What it cost by the price table; null when the model has no price.
     pub cost_usd: Option<Cost>,
+    /// Whether later exchanges may join its execution by naming its answer (`previous_response_id`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_continue: bool,
     /// What fusebox did to this exchange, in order.
     #[serde(default)]
     pub actions: Vec<ActionTaken>,
@@ -146,7 +149,7 @@ pub enum IdentitySource {
     ApiKey,
     /// The trace id of `traceparent`.
     Trace,
-    /// A chain of `previous_response_id`.
+    /// The answer that the request goes on from (`previous_response_id`).
     Chain,
     /// Nothing said so: the default agent.
     Default,

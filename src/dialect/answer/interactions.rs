@@ -7,6 +7,7 @@ use crate::dialect::usage;
 /// Reads a whole interaction.
 pub(super) fn whole(cursor: &mut Cursor<'_>, facts: &mut Facts) {
     cursor.object(|key, c| match key {
+        b"id" => facts.answer_id(c.string()),
         b"model" => facts.model(c.string()),
         b"status" => {
             facts.answers();
@@ -66,6 +67,7 @@ pub(super) fn event(cursor: &mut Cursor<'_>, facts: &mut Facts) {
             facts.answers();
             let (mut model, mut ended) = (None, None);
             c.object(|key, c| match key {
+                b"id" => facts.answer_id(c.string()),
                 b"model" => model = c.string(),
                 b"status" => ended = c.string(),
                 b"usage" if c.peek() == b'{' => facts.usage(&usage::interactions(c)),

@@ -22,6 +22,7 @@ use self::template::Template;
 use self::text::Text;
 use super::cursor::{Cursor, Str};
 use super::eventstream::Message;
+use super::hints::MAX_ANSWER_ID;
 use super::sse::Event;
 use super::table::Api;
 use super::usage;
@@ -42,6 +43,8 @@ pub(super) struct Facts {
     /// The output count so far was taken before there was an output (Anthropic's `message_start`).
     pub(super) output_open: bool,
     pub(super) model: Option<String>,
+    /// By what a later request names this answer, where an API has such a thing.
+    pub(super) answer_id: Option<String>,
     pub(super) finish_reason: Option<String>,
     pub(super) finish_detail: Option<String>,
     pub(super) error_type: Option<String>,
@@ -96,6 +99,13 @@ impl Facts {
         // In a stream an empty name stands for none; a whole answer is taken at its word.
         if let Some(name) = name.filter(|n| self.whole || !n.is_empty()) {
             put(&mut self.model, name);
+        }
+    }
+
+    /// The answer's id; one that is too long is left out, since half of it would be another.
+    fn answer_id(&mut self, id: Option<Str<'_>>) {
+        if let Some(id) = id.filter(|id| !id.is_empty() && id.raw().len() <= MAX_ANSWER_ID) {
+            put(&mut self.answer_id, id);
         }
     }
 

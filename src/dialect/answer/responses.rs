@@ -50,10 +50,10 @@ pub(super) fn event(cursor: &mut Cursor<'_>, facts: &mut Facts) {
         _ => {
             facts.hidden(delta);
             if let Some(mut inner) = inner {
-                inner.object(|key, c| {
-                    if key == b"model" {
-                        facts.model(c.string());
-                    }
+                inner.object(|key, c| match key {
+                    b"id" => facts.answer_id(c.string()),
+                    b"model" => facts.model(c.string()),
+                    _ => {}
                 });
             }
         }
@@ -63,6 +63,7 @@ pub(super) fn event(cursor: &mut Cursor<'_>, facts: &mut Facts) {
 /// Reads a response object; an output that it holds goes before what came in pieces.
 fn response(cursor: &mut Cursor<'_>, facts: &mut Facts) {
     cursor.object(|key, c| match key {
+        b"id" => facts.answer_id(c.string()),
         b"model" => facts.model(c.string()),
         b"status" => {
             facts.answers();
