@@ -394,6 +394,33 @@ mod tests {
     }
 
     #[test]
+    fn what_a_later_request_calls_the_answer_is_known_as_soon_as_it_is_said() {
+        let created = "data: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\",\"status\":\"in_progress\"}}\n\n";
+        let mut stream = meter(
+            Api::OpenAiResponses,
+            200,
+            &[("content-type", "text/event-stream")],
+            true,
+        );
+        assert_eq!(stream.answer_id(), None);
+        stream.see(created.as_bytes());
+        assert_eq!(stream.answer_id(), Some("resp_1"));
+        assert_eq!(stream.finish(Ended::BrokenOff).answer_id.as_deref(), Some("resp_1"));
+        let long = format!(r#"{{"id":"{}","status":"completed"}}"#, "x".repeat(600));
+        for (api, status, body, want) in [
+            (Api::OpenAiResponses, 200, r#"{"id":"resp_2","status":"completed"}"#, Some("resp_2")),
+            (Api::OpenAiResponses, 200, long.as_str(), None),
+            (Api::OpenAiResponses, 400, r#"{"id":"resp_3","error":{}}"#, None),
+            (Api::GeminiInteractions, 200, r#"{"id":"v1_a","status":"completed"}"#, Some("v1_a")),
+            (Api::OpenAiChat, 200, r#"{"id":"chatcmpl-1","choices":[]}"#, None),
+        ] {
+            let mut m = meter(api, status, &[("content-type", "application/json")], false);
+            m.see(body.as_bytes());
+            assert_eq!(m.finish(Ended::Whole).answer_id.as_deref(), want, "{body}");
+        }
+    }
+
+    #[test]
     fn an_anthropic_stream_cut_after_its_start_knows_no_output() {
         let start = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"model\":\"c\",\"content\":[],\"usage\":{\"input_tokens\":10,\"cache_read_input_tokens\":5,\"output_tokens\":1}}}\n\n";
         let text = "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"Hello\"}}\n\n";

@@ -14,6 +14,7 @@ mod support;
 
 mod admin;
 mod bad_input;
+mod chains;
 mod cli;
 mod corpus;
 mod dialects;

@@ -83,6 +83,21 @@ fn an_exchange_without_an_execution_is_one() {
 }
 
 #[test]
+fn an_execution_that_others_may_join_is_remembered_from_its_first_exchange() {
+    let mut d = Driven::new(book([explosion()]));
+    let link = |source: IdentitySource| {
+        let mut o = tokens("a", "first", 3000);
+        o.execution_source = source;
+        o.may_continue = true;
+        o
+    };
+    d.see(link(IdentitySource::Exchange));
+    assert_eq!(d.engine.rules(d.now())[0].worst[0].value, Some(3000.0));
+    d.see(link(IdentitySource::Chain));
+    assert_eq!(d.last().value, 6000.0);
+}
+
+#[test]
 fn latency_by_quantile() {
     let mut r = rule("latency_creep", Metric::ResponseTime);
     r.threshold_upper = Some(Threshold::Fixed(8.0));
