@@ -141,10 +141,13 @@ pub(super) fn status() -> StatusView {
         config: "built-in".to_owned(),
         last_reload: Some(report(false)),
         agents: 3,
+        agents_turned_away: 0,
         open_incidents: 1,
         directives: 1,
         observations: 3000,
         observations_dropped: 2,
+        observations_unwritten: 0,
+        progress_reports_dropped: 5,
         totals: TotalsView {
             requests: 3702,
             input_tokens: 1_234_567,

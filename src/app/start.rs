@@ -1,11 +1,11 @@
 //! Builds the parts in the order in which they need each other, and takes them down in the order of the traffic.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use crate::config::{Compiled, ObservationSink, Wiring};
 use crate::control::driver::{self, About, Gauges, Inbox, Parts};
 use crate::control::handle::Handle;
 use crate::control::journal::Journal;
+use crate::control::outbox::Outbox;
 use crate::enforce::chains::Chains;
 use crate::enforce::policy::Bind;
 use crate::enforce::slots::Slots;
@@ -97,8 +98,8 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
     let publisher = Arc::new(publisher);
     let alerts = Alerts::start(compiled.targets.clone(), clock.clone(), Arc::clone(&metrics));
     let drain = Drain::default();
-    let dropped = Arc::new(AtomicU64::new(0));
     let (tell, told) = mpsc::channel(wiring.observation_queue);
+    let (outbox, dropped) = Outbox::new(tell, Arc::clone(&metrics));
     let (asks, asked) = mpsc::channel(64);
     let (reloads, reload_asks) = mpsc::channel(8);
     let (reloaded, reload_results) = mpsc::channel(8);
@@ -110,15 +111,7 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
         reader,
         slots: Arc::clone(&slots),
         metrics: Arc::clone(&metrics),
-        observer: {
-            let (dropped, metrics) = (Arc::clone(&dropped), Arc::clone(&metrics));
-            Box::new(move |report| {
-                if let Err(TrySendError::Full(_)) = tell.try_send(report) {
-                    dropped.fetch_add(1, Ordering::Relaxed);
-                    metrics.observation_dropped();
-                }
-            })
-        },
+        observer: Box::new(move |report| outbox.leave(report)),
         drain: drain.clone(),
         connections: Arc::new(Semaphore::new(max_connections)),
         waiting: Arc::new(AtomicUsize::new(0)),

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc::Receiver;
@@ -11,10 +10,12 @@ use tokio::time::{MissedTickBehavior, Sleep, interval, sleep};
 
 use super::handle::{AgentView, Ask, ReloadReport, RuleLine, StatusView, UpstreamView};
 use super::journal::Journal;
+use super::outbox::Dropped;
 use super::perform::Performer;
+use super::recent::Recent;
 use crate::alert::Alerts;
 use crate::clock::Clock;
-use crate::enforce::slots::{Slots, TotalsView};
+use crate::enforce::slots::Slots;
 use crate::enforce::snapshot::Publisher;
 use crate::incident::effect::Effect;
 use crate::incident::engine::Engine;
@@ -22,12 +23,16 @@ use crate::incident::input::{Input, OperatorAct};
 use crate::incident::record::IncidentState;
 use crate::incident::rule::Rulebook;
 use crate::telemetry::metrics::Metrics;
+use crate::types::ids::AgentId;
 use crate::types::observation::Report;
-use crate::types::time::Mono;
+use crate::types::time::{Mono, Now};
 
 /// How long the driver rests after a batch. While it rests, requests hand over their observations without waking
 /// anybody: under load this turns a wake-up for each exchange into two hundred a second.
 const REST: Duration = Duration::from_millis(5);
+
+/// How often slots are looked through for agents that are gone.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// Observations taken at a time.
 const BATCH: usize = 2048;
@@ -83,8 +88,8 @@ pub struct Gauges {
     pub connections: Box<dyn Fn() -> usize + Send>,
     /// Requests that are held back.
     pub waiting: Box<dyn Fn() -> usize + Send>,
-    /// Observations that found the queue full.
-    pub dropped: Arc<AtomicU64>,
+    /// What found the queue full.
+    pub dropped: Arc<Dropped>,
 }
 
 impl std::fmt::Debug for Gauges {
@@ -110,8 +115,19 @@ struct Driver {
     started: Mono,
     observations: u64,
     unwritten: u64,
+    lately: Lately,
+    /// When slots were looked through for agents that are gone.
+    swept: Mono,
     last_reload: Option<ReloadReport>,
     effects: Vec<Effect>,
+}
+
+/// What went wrong of late.
+#[derive(Debug, Default)]
+struct Lately {
+    dropped: Recent,
+    unwritten: Recent,
+    overflowed: Recent,
 }
 
 /// Runs until the requests' side is gone and everything it said was taken.
@@ -132,6 +148,8 @@ pub async fn run(parts: Parts, inbox: Inbox) {
         performer,
         observations: 0,
         unwritten: 0,
+        lately: Lately::default(),
+        swept: Mono::ZERO,
         last_reload: None,
         effects: Vec::new(),
     };
@@ -188,6 +206,9 @@ impl Driver {
 
     fn tick(&mut self) {
         self.step(Input::Tick);
+        let now = self.parts.clock.now();
+        self.make_room(now);
+        self.look_back(now);
         let gauges = &self.parts.gauges;
         let (connections, waiting) = ((gauges.connections)(), (gauges.waiting)());
         let agents = self.parts.slots.count();
@@ -197,6 +218,35 @@ impl Driver {
             connections as u64,
             waiting as u64,
         );
+    }
+
+    /// Agents that are long gone leave their slots to others.
+    fn make_room(&mut self, now: Now) {
+        if now.mono.since(self.swept) < SWEEP_EVERY {
+            return;
+        }
+        self.swept = now.mono;
+        let directives = self.performer.in_force();
+        let is_bound = |agent: &AgentId| directives.binds(agent, now.mono);
+        let freed = self.parts.slots.make_room(now.mono, is_bound);
+        if freed > 0 {
+            tracing::debug!(freed, "agents that were silent for an hour made room");
+        }
+    }
+
+    /// Sees what went wrong since it was looked last.
+    fn look_back(&mut self, now: Now) {
+        let Parts { slots, gauges, .. } = &self.parts;
+        let lately = &mut self.lately;
+        lately.dropped.update(gauges.dropped.observations(), now);
+        lately.unwritten.update(self.unwritten, now);
+        lately.overflowed.update(slots.overflowed(), now);
+        if !lately.overflowed.is_recent() && slots.turned_away() > 0 {
+            slots.forget_turned_away();
+        }
+        self.parts
+            .metrics
+            .overflow(slots.turned_away() as u64, slots.overflowed());
     }
 
     fn step(&mut self, input: Input) {
@@ -224,6 +274,7 @@ impl Driver {
     }
 
     fn answer(&mut self, ask: Ask) {
+        self.look_back(self.parts.clock.now());
         let engine = &self.parts.engine;
         match ask {
             Ask::Incidents(to) => reply(to, engine.incidents()),
@@ -271,12 +322,6 @@ impl Driver {
         let parts = &self.parts;
         let now = parts.clock.now();
         let rules = parts.engine.rules(now);
-        let slots = parts.slots.all();
-        let mut totals = TotalsView::default();
-        for slot in &slots {
-            totals = totals.plus(&slot.view());
-        }
-        let dropped = parts.gauges.dropped.load(Ordering::Relaxed);
         let mut degraded = Vec::new();
         if let Some(report) = self.last_reload.as_ref().filter(|r| !r.ok) {
             degraded.push(format!(
@@ -287,14 +332,21 @@ impl Driver {
         if parts.journal.as_ref().is_some_and(Journal::is_failing) {
             degraded.push("observations cannot be written".to_owned());
         }
-        if self.unwritten > 0 {
-            degraded.push(format!(
-                "{} observation(s) were not written: the writer was too slow",
-                self.unwritten
-            ));
+        let lately = &self.lately;
+        if let Some(told) = lately.unwritten.tell("observations were not written") {
+            degraded.push(format!("{told}: the writer was too slow"));
         }
-        if dropped > 0 {
-            degraded.push(format!("{dropped} observation(s) found the engine's queue full"));
+        if let Some(told) = lately.dropped.tell("observations were dropped") {
+            let kept = "the engine's queue was full; what they used is in the totals";
+            degraded.push(format!("{told}: {kept}"));
+        }
+        let turned_away = parts.slots.turned_away() as u64;
+        if lately.overflowed.is_recent() {
+            degraded.push(format!(
+                "{turned_away} agent(s) found no slot of their own and share `{}`, where only what is ordered for the \
+                 fleet binds them: raise limits.max_agents and restart",
+                AgentId::OVERFLOW
+            ));
         }
         StatusView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -303,12 +355,15 @@ impl Driver {
             upstreams: parts.about.upstreams.clone(),
             config: parts.about.config.clone(),
             last_reload: self.last_reload.clone(),
-            agents: slots.len() as u64,
+            agents: parts.slots.count() as u64,
+            agents_turned_away: turned_away,
             open_incidents: rules.iter().map(|r| r.open_incidents).sum(),
             directives: self.performer.directives(),
             observations: self.observations,
-            observations_dropped: dropped,
-            totals,
+            observations_dropped: parts.gauges.dropped.observations(),
+            observations_unwritten: self.unwritten,
+            progress_reports_dropped: parts.gauges.dropped.progress(),
+            totals: parts.slots.totals(),
             alerts: parts.alerts.status(),
             rules: rules
                 .into_iter()

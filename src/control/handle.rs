@@ -53,7 +53,7 @@ pub struct Unavailable;
 pub struct AgentView {
     /// Its name.
     pub agent: String,
-    /// Sums since the start.
+    /// Sums since it was first seen, or seen again after it had made room for another.
     pub totals: TotalsView,
     /// What the engine sees; null when it has not seen it yet.
     pub status: Option<AgentStatus>,
@@ -89,8 +89,11 @@ pub struct StatusView {
     pub config: String,
     /// The last reload; null when there was none.
     pub last_reload: Option<ReloadReport>,
-    /// Agents seen.
+    /// Agents seen; one that was silent for an hour may have made room for another.
     pub agents: u64,
+    /// Agents that share one slot for want of room (`limits.max_agents`), as far as seen in the last minutes: what is
+    /// ordered for the fleet binds them, what is ordered for one agent does not.
+    pub agents_turned_away: u64,
     /// Open incidents.
     pub open_incidents: u64,
     /// Directives in force.
@@ -99,7 +102,11 @@ pub struct StatusView {
     pub observations: u64,
     /// Observations the engine did not get because its queue was full; their tokens are in the agents' totals.
     pub observations_dropped: u64,
-    /// Sums over all agents.
+    /// Observations that are missing in the observations file because its writer was too slow.
+    pub observations_unwritten: u64,
+    /// Reports of exchanges still running that found the queue full; nothing is lost by it.
+    pub progress_reports_dropped: u64,
+    /// Sums over all agents since the start, those that made room included.
     pub totals: TotalsView,
     /// Alert targets.
     pub alerts: Vec<TargetStatus>,

@@ -3,6 +3,8 @@
 //! | file | what |
 //! |---|---|
 //! | `driver.rs` | the one task that owns the engine: observations in, effects out, questions answered |
+//! | `outbox.rs` | where requests leave observations; counts those that found no room |
+//! | `recent.rs` | what went wrong lately, for the status |
 //! | `perform.rs` | makes effects real: directives published, notices queued, events counted and logged |
 //! | `handle.rs` | what the admin side may ask |
 //! | `journal.rs` | the observations file: one thread that writes what it is handed |
@@ -10,4 +12,6 @@
 pub mod driver;
 pub mod handle;
 pub mod journal;
+pub mod outbox;
 mod perform;
+mod recent;

@@ -9,6 +9,7 @@ use crate::incident::effect::Effect;
 use crate::incident::engine::Engine;
 use crate::incident::record::{IncidentRecord, IncidentState, TimelineEntry};
 use crate::telemetry::metrics::Metrics;
+use crate::types::directive::DirectiveSet;
 use crate::types::ids::IncidentId;
 use crate::types::notice::Severity;
 
@@ -19,7 +20,8 @@ pub(super) struct Performer {
     metrics: Arc<Metrics>,
     /// Incidents that are not over, with how much of their timeline was logged.
     open: HashMap<IncidentId, Followed>,
-    directives: u64,
+    /// Directives as of the last publication.
+    in_force: Arc<DirectiveSet>,
 }
 
 struct Followed {
@@ -35,20 +37,25 @@ impl Performer {
             alerts,
             metrics,
             open: HashMap::new(),
-            directives: 0,
+            in_force: Arc::default(),
         }
     }
 
     /// Directives in force as of the last publication.
     pub(super) fn directives(&self) -> u64 {
-        self.directives
+        self.in_force.iter().count() as u64
+    }
+
+    /// Directives as of the last publication.
+    pub(super) fn in_force(&self) -> &DirectiveSet {
+        &self.in_force
     }
 
     /// Makes one effect real. None of this waits.
     pub(super) fn perform(&mut self, engine: &Engine, effect: Effect) {
         match effect {
             Effect::Publish(directives) => {
-                self.directives = directives.iter().count() as u64;
+                self.in_force = Arc::clone(&directives);
                 self.publisher.publish_directives(directives);
             }
             Effect::Tell(notice) => self.alerts.tell(&notice),

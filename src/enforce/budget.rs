@@ -125,6 +125,12 @@ impl Budget {
         self.saved / self.per_cell + self.spare
     }
 
+    /// Whether any cells are owed.
+    pub(super) fn owes(&mut self) -> bool {
+        self.catch_up();
+        self.owed > 0
+    }
+
     /// Most that the budget holds.
     pub(super) fn burst(&self) -> u64 {
         self.burst.get().into()

@@ -81,6 +81,11 @@ impl Limiters {
         }
     }
 
+    /// Whether anything is owed to one of them.
+    pub(super) fn owe(&self) -> bool {
+        self.lock().cells.iter_mut().any(|cell| cell.budget.owes())
+    }
+
     /// Most that the budget holds; `None` when it is gone.
     pub(super) fn burst(&self, id: CellId) -> Option<u64> {
         let cells = self.lock();
@@ -235,6 +240,20 @@ mod tests {
         // What was reserved under the first lease settles with the same budget.
         limiters.settle(first, 1150, 0);
         assert_eq!(take(&limiters, &renewed, 6000, 1, &clock), Ok(first));
+    }
+
+    #[test]
+    fn what_is_owed_is_known_until_it_is_paid() {
+        let clock = clock();
+        let limiters = Limiters::default();
+        assert!(!limiters.owe());
+        // 1000 owed beyond the burst of 150, at ten a second.
+        take(&limiters, &directive("l1", "i1"), 600, 1150, &clock).unwrap();
+        assert!(limiters.owe());
+        clock.advance(std::time::Duration::from_secs(99));
+        assert!(limiters.owe());
+        clock.advance(std::time::Duration::from_secs(2));
+        assert!(!limiters.owe());
     }
 
     #[test]

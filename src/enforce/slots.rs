@@ -1,19 +1,25 @@
 //! What is known of each agent on the requests' side: limiters, in-flight count, totals; bounded, outlives reloads.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use dashmap::{DashMap, Entry};
 
 use super::limiter::Limiters;
 use crate::types::ids::AgentId;
 use crate::types::observation::{Observation, Outcome};
+use crate::types::time::Mono;
 use crate::types::usage::{Cost, UsageSource};
 
 /// All agents; at most `max` and one overflow slot.
 ///
-/// An agent keeps its slot for the life of the process: a name that made room for another would take its limiters
-/// and its debts with it, and a client could shake off a throttle by inventing names.
+/// An agent keeps its slot while it is there, and an hour longer; then it may make room for another. One that is bound
+/// by a directive or owes tokens stays, however long it is silent: else a client could shake off a throttle by inventing
+/// names.
 #[derive(Debug)]
 pub struct Slots {
     max: usize,
@@ -21,7 +27,17 @@ pub struct Slots {
     by_agent: DashMap<AgentId, Arc<AgentSlot>>,
     overflow: Arc<AgentSlot>,
     overflowed: AtomicU64,
+    turned_away: TurnedAway,
+    /// What agents used whose slots made room.
+    gone: Mutex<TotalsView>,
     fleet: Arc<Fleet>,
+}
+
+/// Agents that found no room, told apart by 64 bits of a keyed hash of their names; at most [`MAX_TURNED_AWAY`].
+#[derive(Debug, Default)]
+struct TurnedAway {
+    names: Mutex<HashSet<u64>>,
+    keys: RandomState,
 }
 
 /// One agent.
@@ -60,6 +76,8 @@ pub struct Totals {
     cost_nanos: AtomicU64,
     /// Moving average of the tokens that an answer of this agent has, times [`SCALE`].
     usual_output: AtomicU64,
+    /// When the last exchange ended, in nanoseconds of the monotonic clock.
+    last: AtomicU64,
 }
 
 /// Totals at one moment.
@@ -94,6 +112,12 @@ const SCALE: u64 = 256;
 /// An answer beyond this is taken for this (a million tokens; no model answers as much).
 const MAX_OUTPUT: u64 = 1 << 20;
 
+/// An agent without an exchange for so long may make room for another.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// Most agents without a slot that are told apart (half a megabyte).
+const MAX_TURNED_AWAY: usize = 64 << 10;
+
 impl TotalsView {
     /// The sum of both.
     #[must_use]
@@ -120,6 +144,8 @@ impl Slots {
             by_agent: DashMap::new(),
             overflow: AgentSlot::new(AgentId::from(AgentId::OVERFLOW), &fleet),
             overflowed: AtomicU64::new(0),
+            turned_away: TurnedAway::default(),
+            gone: Mutex::default(),
             fleet,
         }
     }
@@ -147,7 +173,46 @@ impl Slots {
             }
         }
         self.overflowed.fetch_add(1, Ordering::Relaxed);
+        self.turned_away.add(agent);
         Arc::clone(&self.overflow)
+    }
+
+    /// Frees the slots of agents that did nothing for an hour, unless there is room enough: a small fleet keeps what it
+    /// saw. Nobody loses a slot who holds it (an exchange in flight, a connection that is open), who owes tokens, or whom
+    /// `is_bound` says to keep. What they used stays in [`Slots::totals`]. Returns how many were freed.
+    pub fn make_room(&self, now: Mono, is_bound: impl Fn(&AgentId) -> bool) -> usize {
+        let scarce = self.max - self.max / 4;
+        if self.count.load(Ordering::Relaxed) < scarce {
+            return 0;
+        }
+        let before = now.before(IDLE).as_nanos();
+        let mut gone = self.gone();
+        let mut freed = 0;
+        self.by_agent.retain(|agent, slot| {
+            // Held by nobody else, and nobody can come to hold it as long as the map is locked here.
+            let is_free = Arc::get_mut(slot).is_some_and(|slot| {
+                slot.totals.last.load(Ordering::Relaxed) < before && !slot.limiters.owe() && !is_bound(agent)
+            });
+            if is_free {
+                *gone = gone.plus(&slot.view());
+                freed += 1;
+            }
+            !is_free
+        });
+        self.count.fetch_sub(freed, Ordering::Relaxed);
+        freed
+    }
+
+    /// Sums over all agents since the start, those included that have no slot any more.
+    pub fn totals(&self) -> TotalsView {
+        // Held until all are added up, so that none is counted twice or not at all.
+        let gone = self.gone();
+        let all = self.all();
+        all.iter().fold(*gone, |sum, slot| sum.plus(&slot.view()))
+    }
+
+    fn gone(&self) -> MutexGuard<'_, TotalsView> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The slot of an agent that was seen.
@@ -167,14 +232,38 @@ impl Slots {
         all
     }
 
-    /// Agents seen, each by a slot of its own.
+    /// Agents that have a slot of their own.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed).min(self.max)
     }
 
-    /// Agents that were put into the overflow slot for want of room (counted once per request for a slot).
+    /// How often an agent was put into the overflow slot for want of room: about once for each of their requests.
     pub fn overflowed(&self) -> u64 {
         self.overflowed.load(Ordering::Relaxed)
+    }
+
+    /// How many agents those were, since they were forgotten last; 65,536 stands for any number beyond.
+    pub fn turned_away(&self) -> usize {
+        self.turned_away.names().len()
+    }
+
+    /// Begins to count agents without a slot anew.
+    pub fn forget_turned_away(&self) {
+        *self.turned_away.names() = HashSet::new();
+    }
+}
+
+impl TurnedAway {
+    fn add(&self, agent: &AgentId) {
+        let name = self.keys.hash_one(agent.as_str());
+        let mut names = self.names();
+        if names.len() < MAX_TURNED_AWAY {
+            names.insert(name);
+        }
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -262,6 +351,7 @@ impl Default for Totals {
             output_tokens: zero(),
             cost_nanos: zero(),
             usual_output: AtomicU64::new(DEFAULT_OUTPUT * SCALE),
+            last: zero(),
         }
     }
 }
@@ -270,6 +360,7 @@ impl Totals {
     /// Adds an exchange, and learns from it how long the answers of this agent are if it reported that.
     pub fn add(&self, observation: &Observation) {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.last.store(observation.ended.as_nanos(), Ordering::Relaxed);
         if observation.outcome == Outcome::Refused {
             self.refused.fetch_add(1, Ordering::Relaxed);
         } else if observation.is_error() {
@@ -369,6 +460,93 @@ mod tests {
         assert_eq!(slots.count(), MAX);
         assert_eq!(slots.all().len(), MAX);
         assert_eq!(slots.overflowed(), 800 - MAX as u64);
+    }
+
+    fn used(slots: &Slots, agent: &str, at: Mono) -> Arc<AgentSlot> {
+        let slot = slots.slot(&id(agent));
+        let mut o = observation(json!({"input_total": 10, "cost_usd": 0.5}));
+        o.ended = at;
+        slot.totals.add(&o);
+        slot
+    }
+
+    #[test]
+    fn agents_that_are_gone_make_room_and_what_they_used_stays() {
+        let slots = Slots::new(4);
+        let (start, later) = (Mono::from_millis(1000), Mono::from_millis(1001).after(IDLE));
+        for agent in ["a", "b", "c"] {
+            used(&slots, agent, start);
+        }
+        used(&slots, "d", later);
+        assert_eq!(used(&slots, "e", later).agent().as_str(), AgentId::OVERFLOW);
+        let before = slots.totals();
+        assert_eq!((before.requests, before.input_tokens), (5, 50));
+        assert_eq!(slots.make_room(start.after(IDLE), |_| false), 0, "an hour is not over");
+        assert_eq!(slots.make_room(later, |agent| agent.as_str() == "b"), 2);
+        assert!(slots.get("a").is_none() && slots.get("b").is_some() && slots.get("d").is_some());
+        assert_eq!((slots.count(), slots.totals()), (2, before));
+        // A new agent has a slot now; one that comes back begins anew.
+        assert_eq!(slots.slot(&id("e")).agent().as_str(), "e");
+        assert_eq!(slots.slot(&id("a")).view().requests, 0);
+        assert_eq!(slots.totals().requests, 5);
+    }
+
+    #[test]
+    fn with_room_to_spare_none_has_to_go() {
+        let slots = Slots::new(4);
+        used(&slots, "a", Mono::ZERO);
+        used(&slots, "b", Mono::ZERO);
+        assert_eq!(slots.make_room(Mono::FAR, |_| false), 0);
+        assert_eq!(slots.count(), 2);
+    }
+
+    #[test]
+    fn a_slot_that_is_held_stays() {
+        let slots = Slots::new(1);
+        let held = used(&slots, "a", Mono::ZERO);
+        assert_eq!(slots.make_room(Mono::FAR, |_| false), 0);
+        assert!(Arc::ptr_eq(&held, &slots.slot(&id("a"))));
+        drop(held);
+        assert_eq!(slots.make_room(Mono::FAR, |_| false), 1);
+        assert_eq!(slots.count(), 0);
+    }
+
+    #[test]
+    fn agents_turned_away_are_counted_once_each() {
+        let slots = Slots::new(1);
+        slots.slot(&id("a"));
+        for agent in ["b", "c", "b", "a", "c"] {
+            slots.slot(&id(agent));
+        }
+        assert_eq!((slots.turned_away(), slots.overflowed()), (2, 4));
+        slots.forget_turned_away();
+        assert_eq!((slots.turned_away(), slots.overflowed()), (0, 4));
+    }
+
+    #[test]
+    fn nothing_is_lost_while_agents_come_and_go() {
+        let slots = Slots::new(8);
+        std::thread::scope(|s| {
+            let workers: Vec<_> = (0..3)
+                .map(|t| {
+                    let slots = &slots;
+                    s.spawn(move || {
+                        for i in 0..2000_u64 {
+                            used(slots, &format!("{t}-{}", i % 50), Mono::ZERO);
+                        }
+                    })
+                })
+                .collect();
+            let mut last = 0;
+            while workers.iter().any(|w| !w.is_finished()) {
+                slots.make_room(Mono::FAR, |_| false);
+                let now = slots.totals().requests;
+                assert!(now >= last, "{now} after {last}");
+                last = now;
+            }
+        });
+        assert!(slots.count() <= 8);
+        assert_eq!(slots.totals().requests, 6000);
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub struct Metrics {
     exchanges: Arc<Exchanges>,
     process: Arc<Process>,
     observations_dropped: Counter,
+    progress_reports_dropped: Counter,
+    overflowed: Counter,
+    turned_away: Level,
     reloads: Family<[Label; 1], Counter>,
     last_reload_successful: Level,
     incidents_opened: Family<[Label; 2], Counter>,
@@ -68,6 +71,9 @@ impl Metrics {
             exchanges: Arc::new(Exchanges::new(max_label_sets)),
             process: Arc::default(),
             observations_dropped: Counter::default(),
+            progress_reports_dropped: Counter::default(),
+            overflowed: Counter::default(),
+            turned_away: Level::default(),
             reloads: Family::default(),
             last_reload_successful: Level::default(),
             incidents_opened: Family::default(),
@@ -101,6 +107,21 @@ impl Metrics {
             self.observations_dropped.clone(),
         );
         r.register(
+            "fusebox_progress_reports_dropped",
+            "Reports of exchanges still running that found the engine's queue full; nothing is lost by it",
+            self.progress_reports_dropped.clone(),
+        );
+        r.register(
+            "fusebox_agent_overflow",
+            "Times that an agent was put into the shared slot for want of room (limits.max_agents)",
+            self.overflowed.clone(),
+        );
+        r.register(
+            "fusebox_agents_turned_away",
+            "Agents that share a slot for want of room, as far as seen in the last minutes",
+            self.turned_away.clone(),
+        );
+        r.register(
             "fusebox_config_reloads",
             "Reloads of the configuration by how they ended",
             self.reloads.clone(),
@@ -126,7 +147,11 @@ impl Metrics {
             "Notices to alert targets by how their delivery went",
             self.notices.clone(),
         );
-        r.register("fusebox_agents", "Agents seen", self.agents.clone());
+        r.register(
+            "fusebox_agents",
+            "Agents that have a slot of their own",
+            self.agents.clone(),
+        );
         r.register(
             "fusebox_directives",
             "Directives in force",
@@ -165,6 +190,18 @@ impl Metrics {
         self.observations_dropped.inc();
     }
 
+    /// A report of an exchange still running found the queue full.
+    pub fn progress_dropped(&self) {
+        self.progress_reports_dropped.inc();
+    }
+
+    /// Agents that share a slot for want of room now, and how often that happened since the start.
+    pub fn overflow(&self, agents: u64, times: u64) {
+        self.turned_away.set(agents);
+        self.overflowed
+            .inc_by(times.saturating_sub(self.overflowed.get()));
+    }
+
     /// A reload ended well or badly.
     pub fn reloaded(&self, ok: bool) {
         self.reloads.get_or_create(&reload_labels(ok)).inc();
@@ -198,7 +235,7 @@ impl Metrics {
         self.notices.get_or_create(&labels).inc();
     }
 
-    /// Agents seen, directives in force, connections open, requests held back.
+    /// Agents with a slot, directives in force, connections open, requests held back.
     pub fn gauges(&self, agents: u64, directives: u64, connections: u64, waiting: u64) {
         self.agents.set(agents);
         self.directives.set(directives);
@@ -368,6 +405,9 @@ mod tests {
             ("fusebox_config_reloads_total{result=failed}", 0.0),
             ("fusebox_config_last_reload_successful{}", 1.0),
             ("fusebox_observations_dropped_total{}", 0.0),
+            ("fusebox_progress_reports_dropped_total{}", 0.0),
+            ("fusebox_agent_overflow_total{}", 0.0),
+            ("fusebox_agents_turned_away{}", 0.0),
             ("fusebox_label_overflow_total{}", 0.0),
             ("fusebox_agents{}", 0.0),
         ] {
@@ -388,6 +428,8 @@ mod tests {
         metrics.notice("pager \"one\"", "failed");
         metrics.observation_dropped();
         metrics.gauges(1, 2, 3, 4);
+        metrics.overflow(5, 7);
+        metrics.overflow(6, 9);
         let samples = parse(&metrics.encode());
         for (series, want) in [
             ("process_start_time_seconds{}", 1_767_225_600.5),
@@ -401,6 +443,8 @@ mod tests {
             ("fusebox_remediations_total{action=throttle,result=applied}", 2.0),
             ("fusebox_notices_total{result=failed,target=pager \"one\"}", 1.0),
             ("fusebox_observations_dropped_total{}", 1.0),
+            ("fusebox_agent_overflow_total{}", 9.0),
+            ("fusebox_agents_turned_away{}", 6.0),
             ("fusebox_agents{}", 1.0),
             ("fusebox_directives{}", 2.0),
             ("fusebox_connections{}", 3.0),

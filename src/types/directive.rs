@@ -115,6 +115,13 @@ impl DirectiveSet {
         own.iter().chain(&self.fleet).filter(move |d| d.until > now)
     }
 
+    /// Whether a directive binds `agent` by name at `now`; those of the fleet aside.
+    pub fn binds(&self, agent: &AgentId, now: Mono) -> bool {
+        self.by_agent
+            .get(agent)
+            .is_some_and(|own| own.iter().any(|d| d.until > now))
+    }
+
     /// Every directive, expired ones included.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Directive>> {
         self.fleet.iter().chain(self.by_agent.values().flatten())
