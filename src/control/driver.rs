@@ -142,17 +142,7 @@ pub async fn run(parts: Parts, inbox: Inbox) {
         parts.alerts.clone(),
         Arc::clone(&parts.metrics),
     );
-    let mut driver = Driver {
-        started: parts.clock.mono(),
-        parts,
-        performer,
-        observations: 0,
-        unwritten: 0,
-        lately: Lately::default(),
-        swept: Mono::ZERO,
-        last_reload: None,
-        effects: Vec::new(),
-    };
+    let mut driver = Driver::new(parts, performer);
     let mut batch = Vec::with_capacity(64);
     // `None` while the driver is ready for the next batch.
     let mut resting: Option<std::pin::Pin<Box<Sleep>>> = None;
@@ -186,6 +176,20 @@ async fn rest(resting: &mut Option<std::pin::Pin<Box<Sleep>>>) {
 }
 
 impl Driver {
+    fn new(parts: Parts, performer: Performer) -> Self {
+        Self {
+            started: parts.clock.mono(),
+            parts,
+            performer,
+            observations: 0,
+            unwritten: 0,
+            lately: Lately::default(),
+            swept: Mono::ZERO,
+            last_reload: None,
+            effects: Vec::new(),
+        }
+    }
+
     fn take(&mut self, batch: &mut Vec<Report>) {
         for told in batch.drain(..) {
             let input = match told {
@@ -381,4 +385,124 @@ impl Driver {
 /// Answers a question. Whoever asked may have left; that is no concern of ours.
 fn reply<T>(to: oneshot::Sender<T>, answer: T) {
     to.send(answer).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::config::{Overrides, compile};
+    use crate::control::outbox::Outbox;
+    use crate::types::observation::Observation;
+    use crate::types::time::Wall;
+
+    fn observation() -> Box<Observation> {
+        let value = json!({
+            "request_id": "r", "time": "2026-01-01T00:00:00Z", "agent": "a", "agent_source": "header",
+            "agent_version": null, "execution": "e", "execution_source": "exchange", "upstream": "u",
+            "provider": "openai", "api": "openai.chat", "model_requested": null, "model_served": null,
+            "status": 200, "stream": false, "outcome": "complete", "usage_source": "none",
+            "finish_reason": null, "error_type": null, "error_code": null, "tool_calls": [],
+            "output_chars": null, "ttfb_ms": null, "ttft_ms": null, "duration_ms": 1.0, "overhead_us": 1,
+            "cost_usd": null
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    /// A driver on a clock that stands still, with room for two agents, and its outbox with room for one report.
+    fn driver() -> (Driver, Outbox, mpsc::Receiver<Report>) {
+        let compiled = compile("t", "", &Overrides::default(), &|_| None).unwrap();
+        let clock = Clock::manual(Now {
+            mono: Mono::from_millis(1000),
+            wall: Wall::default(),
+        });
+        let metrics = Arc::new(Metrics::new(10));
+        let (queue, told) = mpsc::channel(1);
+        let (outbox, dropped) = Outbox::new(queue, Arc::clone(&metrics));
+        let publisher = Arc::new(Publisher::new(Arc::new(compiled.policy)).0);
+        let alerts = Alerts::start(Vec::new(), clock.clone(), Arc::clone(&metrics));
+        let performer = Performer::new(Arc::clone(&publisher), alerts.clone(), Arc::clone(&metrics));
+        let parts = Parts {
+            engine: Engine::new(compiled.rulebook, compiled.wiring.bounds),
+            publisher,
+            alerts,
+            metrics,
+            slots: Arc::new(Slots::new(2)),
+            journal: None,
+            about: About {
+                listeners: Vec::new(),
+                upstreams: Vec::new(),
+                config: String::new(),
+            },
+            gauges: Gauges {
+                connections: Box::new(|| 0),
+                waiting: Box::new(|| 0),
+                dropped,
+            },
+            clock,
+        };
+        (Driver::new(parts, performer), outbox, told)
+    }
+
+    fn degraded(driver: &mut Driver) -> Vec<String> {
+        driver.tick();
+        driver.status().degraded
+    }
+
+    #[tokio::test]
+    async fn a_loss_is_told_for_five_minutes_and_counted_for_good() {
+        let (mut driver, outbox, _told) = driver();
+        outbox.leave(Report::Ended(observation()));
+        outbox.leave(Report::Running(observation()));
+        assert_eq!(degraded(&mut driver), [""; 0], "progress is no loss");
+        outbox.leave(Report::Ended(observation()));
+        driver.unwritten = 2;
+        let told = degraded(&mut driver);
+        assert!(told[0].starts_with("2 observations were not written in the last 5 min (last at 1970-"));
+        assert!(told[1].starts_with("1 observations were dropped in the last 5 min"), "{told:?}");
+        driver.parts.clock.advance(Duration::from_secs(301));
+        assert_eq!(degraded(&mut driver), [""; 0]);
+        let status = driver.status();
+        assert_eq!(
+            (
+                status.observations_dropped,
+                status.observations_unwritten,
+                status.progress_reports_dropped
+            ),
+            (1, 2, 1)
+        );
+    }
+
+    #[tokio::test]
+    async fn agents_without_a_slot_are_told_until_there_is_room() {
+        let (mut driver, _outbox, _told) = driver();
+        let use_slot = |driver: &Driver, agent: &str| {
+            let mut o = observation();
+            o.ended = driver.parts.clock.mono();
+            driver.parts.slots.slot(&AgentId::from(agent)).totals.add(&o);
+        };
+        for agent in ["a", "b"] {
+            use_slot(&driver, agent);
+        }
+        assert_eq!(degraded(&mut driver), [""; 0]);
+        for agent in ["c", "d", "c"] {
+            use_slot(&driver, agent);
+        }
+        let told = degraded(&mut driver);
+        assert!(told[0].starts_with("2 agent(s) found no slot of their own"), "{told:?}");
+        let status = driver.status();
+        assert_eq!((status.agents, status.agents_turned_away), (2, 2));
+        let text = driver.parts.metrics.encode();
+        for line in ["fusebox_agents_turned_away 2\n", "fusebox_agent_overflow_total 3\n"] {
+            assert!(text.contains(line), "{text}");
+        }
+        driver.parts.clock.advance(Duration::from_secs(3601));
+        assert_eq!(degraded(&mut driver), [""; 0]);
+        let status = driver.status();
+        assert_eq!((status.agents, status.agents_turned_away), (0, 0));
+        assert_eq!(status.totals.requests, 5, "what they used stays");
+        assert!(driver.parts.metrics.encode().contains("fusebox_agents_turned_away 0\n"));
+    }
 }

@@ -464,6 +464,34 @@ mod tests {
     }
 
     #[test]
+    fn agents_without_a_slot_are_bound_with_the_fleet() {
+        let rig = Rig {
+            slots: Slots::new(1),
+            ..Rig::new()
+        };
+        let d = [directive("f", Subject::Fleet, throttle(12, None))];
+        drop(rig.open("a", &d, 1));
+        drop(rig.open("b", &d, 1));
+        assert_eq!(rig.slots.turned_away(), 1);
+        rig.wait("c", &d, 1);
+        rig.wait("a", &d, 1);
+    }
+
+    #[test]
+    fn a_slot_that_owes_tokens_is_kept_for_its_agent() {
+        let rig = Rig {
+            slots: Slots::new(1),
+            ..Rig::new()
+        };
+        // 60 a minute, so 10,000 are owed for hours.
+        drop(rig.open("a", &[own("t", throttle(None, 60))], 10_000));
+        rig.clock.advance(Duration::from_secs(2 * 3600));
+        assert_eq!(rig.slots.make_room(rig.clock.mono(), |_| false), 0);
+        rig.clock.advance(Duration::from_secs(3600));
+        assert_eq!(rig.slots.make_room(rig.clock.mono(), |_| false), 1);
+    }
+
+    #[test]
     fn a_cap_holds_when_many_come_at_once() {
         let rig = Rig::new();
         let d = [own("c", cap(3))];

@@ -34,6 +34,13 @@ pub struct Bounds {
     pub max_closed_incidents: usize,
 }
 
+impl Bounds {
+    /// After how long without traffic an execution, and an exchange that was running, is over; at least a second.
+    pub(super) fn execution_idle(&self) -> Duration {
+        Duration::from_secs(self.execution_idle_seconds.max(1))
+    }
+}
+
 /// The engine. No I/O, no clock, no randomness: the same inputs give the same effects.
 #[derive(Debug)]
 pub struct Engine {
@@ -139,7 +146,7 @@ impl Engine {
     }
 
     fn tick(&mut self, now: Now, out: &mut Vec<Effect>) {
-        let idle = Duration::from_secs(self.bounds.execution_idle_seconds.max(1));
+        let idle = self.bounds.execution_idle();
         while let Some(number) = self.executions.idle_since(now.mono.before(idle)) {
             self.drop_execution(number, now, out);
         }

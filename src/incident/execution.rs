@@ -75,6 +75,8 @@ pub(crate) struct Tally {
 #[derive(Debug, Clone)]
 pub(crate) struct Running {
     request: RequestId,
+    /// When it said so.
+    at: Mono,
     /// So far.
     pub(crate) spent: Spent,
     /// Whether that is an estimate.
@@ -247,14 +249,21 @@ impl Executions {
 impl Execution {
     /// Notes what a running exchange has used so far; gives back what it had before. `None` beyond the bound: then
     /// it is not to be counted before it ends.
+    ///
+    /// One that was not heard of since `stale` runs no longer: word of its end was lost. What was counted of it stays
+    /// counted, and it makes room.
     pub(crate) fn progress(
         &mut self,
         request: &RequestId,
         spent: Spent,
         estimate: bool,
+        now: Mono,
+        stale: Mono,
     ) -> Option<Option<Running>> {
+        self.running.retain(|r| r.at >= stale);
         let now = Running {
             request: request.clone(),
+            at: now,
             spent,
             estimate,
         };
@@ -268,12 +277,14 @@ impl Execution {
         Some(None)
     }
 
-    /// An exchange has ended: what was noted of it while it ran.
+    /// An exchange has ended: what was noted of it while it ran. What was not heard of since `stale` is forgotten, lest
+    /// another request by the same name be taken for it.
     #[inline]
-    pub(crate) fn ended(&mut self, request: &RequestId) -> Option<Running> {
+    pub(crate) fn ended(&mut self, request: &RequestId, stale: Mono) -> Option<Running> {
         if self.running.is_empty() {
             return None;
         }
+        self.running.retain(|r| r.at >= stale);
         let at = self.running.iter().position(|r| r.request == *request)?;
         Some(self.running.swap_remove(at))
     }
@@ -358,15 +369,25 @@ mod tests {
             output: Some(output),
             ..Spent::default()
         };
-        assert!(matches!(e.progress(&request, spent(1), true), Some(None)));
-        let before = e.progress(&request, spent(5), true).flatten().expect("before");
+        let at = |second: u64| Mono::from_millis(second * 1000);
+        let mut progress =
+            |request: &str, n, now, stale| e.progress(&request.into(), spent(n), true, at(now), at(stale));
+        assert!(matches!(progress("r", 1, 1, 0), Some(None)));
+        let before = progress("r", 5, 1, 0).flatten().expect("before");
         assert_eq!(before.spent.output, Some(1));
-        assert_eq!(e.ended(&request).map(|r| r.spent.output), Some(Some(5)));
-        assert!(e.ended(&request).is_none());
-        for i in 0..MAX_RUNNING {
-            assert!(e.progress(&format!("r{i}").into(), spent(1), true).is_some());
+        for i in 1..MAX_RUNNING {
+            assert!(progress(&format!("r{i}"), 1, 2, 0).is_some());
         }
-        assert!(e.progress(&"one more".into(), spent(1), true).is_none());
+        assert!(progress("one more", 1, 3, 2).is_some(), "the first is heard of no more");
+        assert!(progress("yet one more", 1, 3, 2).is_none());
+        assert!(e.ended(&request, at(2)).is_none(), "it left");
+        assert_eq!(
+            e.ended(&"r1".into(), at(2)).map(|r| r.spent.output),
+            Some(Some(1))
+        );
+        assert!(e.ended(&"r1".into(), at(2)).is_none());
+        assert!(e.ended(&"r2".into(), at(3)).is_none(), "too old to be the same");
+        assert!(e.ended(&"one more".into(), at(3)).is_some());
     }
 
     proptest! {

@@ -63,14 +63,14 @@ impl Engine {
             estimate: measure::is_estimate(o),
             before: None,
         };
+        let stale = now.mono.before(self.bounds.execution_idle());
         if let Some(e) = execution.and_then(|n| self.executions.get_mut(n)) {
             if running {
-                let Some(before) = e.progress(&o.request_id, change.spent, change.estimate) else {
-                    return;
-                };
+                let noted = e.progress(&o.request_id, change.spent, change.estimate, now.mono, stale);
+                let Some(before) = noted else { return };
                 change.before = before;
             } else {
-                change.before = e.ended(&o.request_id);
+                change.before = e.ended(&o.request_id, stale);
             }
         }
         let mut found: SmallVec<[Found; 4]> = SmallVec::new();

@@ -65,6 +65,46 @@ fn running_streams_count_until_their_end_replaces_them() {
 }
 
 #[test]
+fn streams_whose_end_was_lost_make_room_for_others() {
+    let mut d = Driven::new(book([explosion()]));
+    let progress = |request: &str, output: u64| {
+        let mut o = tokens("a", "e", 0);
+        o.request_id = request.into();
+        o.normalised.output_total = Some(output);
+        o.usage_source = UsageSource::Estimated;
+        o
+    };
+    let value = |d: &Driven| d.engine.rules(d.now())[0].worst[0].value;
+    for n in 0..16 {
+        d.step(Input::Progress(Box::new(progress(&format!("lost-{n}"), 1))));
+    }
+    d.step(Input::Progress(Box::new(progress("waits", 100))));
+    assert_eq!(value(&d), Some(16.0), "it is not followed: sixteen are");
+    // The execution goes on, but nothing more is heard of those.
+    for _ in 0..61 {
+        d.wait(10);
+        d.see(progress("other", 0));
+    }
+    d.step(Input::Progress(Box::new(progress("new", 100))));
+    assert_eq!(value(&d), Some(116.0));
+    // A request that goes by the name of a lost one is another.
+    d.see(progress("lost-3", 10));
+    assert_eq!(value(&d), Some(126.0));
+}
+
+#[test]
+fn fleet_rules_act_on_agents_without_a_slot_too() {
+    let mut r = rule("fleet", Metric::TokensPerMinute);
+    r.group_by = GroupBy::Fleet;
+    r.threshold_upper = Some(Threshold::Fixed(100_000.0));
+    let mut d = Driven::new(book([r]));
+    d.run(30, |n| tokens("overflow", &format!("e{n}"), 9000));
+    assert_eq!(d.last().subject_kind, "fleet");
+    assert_eq!(d.set.iter().next().unwrap().subject, Subject::Fleet);
+    assert!(!d.orders("overflow").is_empty() && !d.orders("anyone").is_empty());
+}
+
+#[test]
 fn an_exchange_without_an_execution_is_one() {
     let mut d = Driven::new(book([explosion()]));
     let alone = |n: u64| {
