@@ -91,8 +91,8 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
 
     let metrics = Arc::new(Metrics::new(wiring.max_label_sets));
     metrics.started(clock.wall());
-    let slots = Arc::new(Slots::new(policy.limits.max_agents));
-    let max_connections = policy.limits.max_connections;
+    let slots = Arc::new(Slots::new(wiring.max_agents));
+    let max_connections = wiring.max_connections;
     let upstreams = reload::upstream_views(&policy);
     let (publisher, reader) = Publisher::new(Arc::new(policy));
     let publisher = Arc::new(publisher);

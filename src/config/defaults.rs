@@ -30,13 +30,16 @@ pub(super) const BOUNDS: Bounds = Bounds {
 /// Actions that may be started in one hour.
 pub(super) const MAX_ACTIONS_PER_HOUR: u32 = 60;
 
+/// Agents told apart.
+pub(super) const MAX_AGENTS: usize = 10_000;
+/// Client connections at once.
+pub(super) const MAX_CONNECTIONS: usize = 10_000;
+
 /// Bounds on what requests may take.
 pub(super) const LIMITS: Limits = Limits {
     max_request_bytes: 64 << 20,
     max_header_bytes: 64 << 10,
     max_inspect_bytes: 4 << 20,
-    max_agents: 10_000,
-    max_connections: 10_000,
     header_timeout: Duration::from_secs(30),
     body_idle_timeout: Duration::from_secs(60),
     keep_alive_timeout: Duration::from_secs(120),

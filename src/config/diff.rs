@@ -356,8 +356,6 @@ fn limit_changes(old: &Limits, new: &Limits, log: &mut Log) {
         max_request_bytes,
         max_header_bytes,
         max_inspect_bytes,
-        max_agents,
-        max_connections,
         header_timeout,
         body_idle_timeout,
         keep_alive_timeout,
@@ -380,8 +378,6 @@ fn limit_changes(old: &Limits, new: &Limits, log: &mut Log) {
         size(old.max_inspect_bytes),
         size(*max_inspect_bytes),
     );
-    log.plain("limits.max_agents", &old.max_agents, max_agents);
-    log.plain("limits.max_connections", &old.max_connections, max_connections);
     for (key, old, new) in [
         ("limits.header_timeout", old.header_timeout, header_timeout),
         (
@@ -458,6 +454,8 @@ fn wiring_changes(old: &Wiring, new: &Wiring, log: &mut Log) {
         watch,
         observation_queue,
         bounds,
+        max_agents,
+        max_connections,
         max_label_sets,
     } = new;
     let AdminWiring {
@@ -483,6 +481,8 @@ fn wiring_changes(old: &Wiring, new: &Wiring, log: &mut Log) {
     key("admin.allowed_hosts", old.admin.allowed_hosts == *allowed_hosts);
     key("admin.open_metrics", old.admin.open_metrics == *open_metrics);
     key("admin.max_label_sets", old.max_label_sets == *max_label_sets);
+    key("limits.max_agents", old.max_agents == *max_agents);
+    key("limits.max_connections", old.max_connections == *max_connections);
     key("workers", old.workers == *workers);
     key("observations.file", old.observations == *observations);
     key("log.format", old.log_format == *log_format);

@@ -9,6 +9,7 @@ mod diff;
 mod env;
 mod file;
 mod problem;
+mod restart;
 mod schema;
 mod show;
 mod suggest;
@@ -67,6 +68,10 @@ pub struct Wiring {
     pub observation_queue: usize,
     /// Bounds of the engine.
     pub bounds: Bounds,
+    /// Agents told apart; the rest share one slot.
+    pub max_agents: usize,
+    /// Connections at once, all listeners together; more wait to be accepted.
+    pub max_connections: usize,
     /// Label combinations kept in metrics.
     pub max_label_sets: usize,
 }

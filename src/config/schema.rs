@@ -6,6 +6,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value as Json};
 
 use super::file::File;
+use super::restart;
 use super::tree::{self, Node, Value};
 
 /// The file that shows every key at its default.
@@ -28,7 +29,71 @@ pub(super) fn schema() -> Json {
     if let Ok(example) = tree::parse(EXAMPLE) {
         with_defaults(&mut schema, &example);
     }
+    for (key, pointer) in keys(&schema) {
+        if restart::NEEDED.contains(&key.as_str()) {
+            mark(schema.pointer_mut(&pointer));
+        }
+    }
     schema
+}
+
+/// Says of a key that a reload does not change it.
+fn mark(property: Option<&mut Json>) {
+    if let Some(Json::String(text)) = property.and_then(|p| p.get_mut("description")) {
+        text.push_str(" [restart]");
+    }
+}
+
+/// Every key of the file that holds a value and no further keys, as `section.key`, with the JSON pointer to its
+/// description; `[]` stands for an entry of a list, `*` for a name that the user chooses.
+pub(super) fn keys(schema: &Json) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    find_keys(schema, "", "", &mut Vec::new(), &mut found);
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Finds the keys below the node at `pointer`; `true` when there are any. `above`: definitions that it is part of.
+fn find_keys(
+    schema: &Json,
+    pointer: &str,
+    path: &str,
+    above: &mut Vec<String>,
+    found: &mut Vec<(String, String)>,
+) -> bool {
+    let Some(node) = schema.pointer(pointer) else {
+        return false;
+    };
+    if let Some(definition) = node["$ref"].as_str().and_then(|r| r.strip_prefix('#')) {
+        if above.iter().any(|a| a == definition) {
+            return false;
+        }
+        above.push(definition.to_owned());
+        let any = find_keys(schema, definition, path, above, found);
+        above.pop();
+        return any;
+    }
+    let mut any = false;
+    for key in node["properties"].as_object().into_iter().flat_map(Map::keys) {
+        any = true;
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let pointer = format!("{pointer}/properties/{key}");
+        if !find_keys(schema, &pointer, &path, above, found) {
+            found.push((path, pointer));
+        }
+    }
+    for (inner, step) in [("items", "[]"), ("additionalProperties", ".*")] {
+        if node[inner].is_object() {
+            any |= find_keys(schema, &format!("{pointer}/{inner}"), &format!("{path}{step}"), above, found);
+        }
+    }
+    for choice in ["anyOf", "oneOf", "allOf"] {
+        for at in 0..node[choice].as_array().map_or(0, Vec::len) {
+            any |= find_keys(schema, &format!("{pointer}/{choice}/{at}"), path, above, found);
+        }
+    }
+    any
 }
 
 /// Definitions are named for people: `Limits` rather than by the names of our types.
@@ -183,6 +248,11 @@ mod tests {
         }
         assert!(bare.is_empty(), "{bare:?}");
         assert_eq!(schema["properties"]["drain_deadline"]["default"], "30s");
+        let described = |pointer: &str| schema.pointer(pointer).unwrap()["description"].to_string();
+        for (key, pointer) in keys(&schema) {
+            let marked = described(&pointer).contains("[restart]");
+            assert_eq!(marked, restart::NEEDED.contains(&key.as_str()), "{key}");
+        }
         assert_eq!(
             schema["$defs"]["Limits"]["properties"]["max_waiting"]["default"],
             1024

@@ -243,10 +243,6 @@ pub struct Limits {
     pub max_header_bytes: usize,
     /// How much of an answer's body (decoded) is kept to be read, in bytes; beyond it only its tail is.
     pub max_inspect_bytes: usize,
-    /// Agents told apart; the rest share one slot.
-    pub max_agents: usize,
-    /// Connections at once, all listeners together; more wait to be accepted.
-    pub max_connections: usize,
     /// How long a client may take to send a request head.
     pub header_timeout: Duration,
     /// How long a client may pause inside a request body.

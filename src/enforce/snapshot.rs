@@ -138,8 +138,6 @@ mod tests {
                 max_request_bytes: 0,
                 max_header_bytes: 0,
                 max_inspect_bytes: 0,
-                max_agents: 0,
-                max_connections: 0,
                 header_timeout: Duration::ZERO,
                 body_idle_timeout: Duration::ZERO,
                 keep_alive_timeout: Duration::ZERO,

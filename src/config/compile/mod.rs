@@ -90,6 +90,13 @@ fn whole(file: File, overrides: &Overrides, check: &mut Check<'_>) -> Compiled {
     let rules = rules::rules(agent_incident_rules, &actions, &upstreams.names, check);
     let (log_format, log_filter) = logs(log, overrides, check);
     let (bounds, observation_queue) = bounds(engine, check);
+    let max_agents = check.length("max_agents", limits.max_agents, defaults::MAX_AGENTS, 1..=1_000_000);
+    let max_connections = check.length(
+        "max_connections",
+        limits.max_connections,
+        defaults::MAX_CONNECTIONS,
+        1..=10_000_000,
+    );
     let AutomationFile { max_actions_per_hour } = automation;
     let per_hour = u64::from(defaults::MAX_ACTIONS_PER_HOUR);
     let per_hour = check.count(
@@ -119,6 +126,8 @@ fn whole(file: File, overrides: &Overrides, check: &mut Check<'_>) -> Compiled {
             watch: value_or(watch, false),
             observation_queue,
             bounds,
+            max_agents,
+            max_connections,
             max_label_sets,
         },
         policy: Policy {
@@ -158,8 +167,8 @@ fn limits_of(file: LimitsFile, check: &mut Check<'_>) -> Limits {
         max_request_bytes,
         max_header_bytes,
         max_inspect_bytes,
-        max_agents,
-        max_connections,
+        max_agents: _,
+        max_connections: _,
         header_timeout,
         body_idle_timeout,
         keep_alive_timeout,
@@ -189,13 +198,6 @@ fn limits_of(file: LimitsFile, check: &mut Check<'_>) -> Limits {
             d.max_inspect_bytes as u64,
             64 << 10..=1 << 30,
         )),
-        max_agents: check.length("max_agents", max_agents, d.max_agents, 1..=1_000_000),
-        max_connections: check.length(
-            "max_connections",
-            max_connections,
-            d.max_connections,
-            1..=10_000_000,
-        ),
         header_timeout: check.duration("header_timeout", header_timeout, d.header_timeout, instant..=hour),
         body_idle_timeout: check.duration(
             "body_idle_timeout",

@@ -275,7 +275,7 @@ pub(super) struct LimitsFile {
     pub(super) max_header_bytes: Opt<SizeText>,
     /// How much of an answer's body is kept to be read; beyond it only its tail is.
     pub(super) max_inspect_bytes: Opt<SizeText>,
-    /// Agents told apart; the rest share one slot.
+    /// Agents told apart; one that is silent for an hour makes room when room is short, the rest share one slot.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(super) max_agents: Opt<u64>,
     /// Client connections at once; more wait to be accepted.

@@ -237,7 +237,7 @@ fn the_environment_stands_for_text_numbers_and_switches() {
         "agent: a-${SET}\nlimits: {max_agents: '${NUMBER}'}\nwatch: ${W:-true}\ndrain_deadline: ${NUMBER}s\n",
     );
     assert_eq!(c.policy.identity.agent.unwrap().as_str(), "a-value-of-set");
-    assert_eq!(c.policy.limits.max_agents, 7);
+    assert_eq!(c.wiring.max_agents, 7);
     assert!(c.wiring.watch);
     assert_eq!(c.wiring.drain_deadline, Duration::from_secs(7));
 }
@@ -430,6 +430,7 @@ fn more_problems_than_anyone_reads_are_counted() {
 }
 
 mod problems;
+mod reloads;
 
 mod mutated {
     use proptest::prelude::*;
