@@ -7,6 +7,7 @@ pub mod clock;
 pub mod dialect;
 pub mod incident;
 pub mod telemetry;
+pub mod tls;
 
 pub mod enforce;
 pub mod proxy;

@@ -20,12 +20,16 @@ use std::path::Path;
 const TABLE: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("clock", &["types"]),
+    ("tls", &[]),
     ("dialect", &["types"]),
     ("incident", &["types"]),
     ("telemetry", &["types"]),
     ("enforce", &["types", "clock", "dialect"]),
-    ("proxy", &["types", "clock", "dialect", "telemetry", "enforce"]),
-    ("alert", &["types", "clock", "telemetry"]),
+    (
+        "proxy",
+        &["types", "clock", "tls", "dialect", "telemetry", "enforce"],
+    ),
+    ("alert", &["types", "clock", "tls", "telemetry"]),
     (
         "control",
         &["types", "clock", "incident", "telemetry", "enforce", "alert"],
@@ -35,6 +39,7 @@ const TABLE: &[(&str, &[&str])] = &[
         &[
             "types",
             "clock",
+            "tls",
             "dialect",
             "incident",
             "telemetry",
@@ -62,6 +67,7 @@ const TABLE: &[(&str, &[&str])] = &[
         &[
             "types",
             "clock",
+            "tls",
             "dialect",
             "incident",
             "telemetry",
@@ -78,6 +84,7 @@ const TABLE: &[(&str, &[&str])] = &[
         &[
             "types",
             "clock",
+            "tls",
             "dialect",
             "incident",
             "telemetry",

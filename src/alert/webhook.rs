@@ -1,8 +1,6 @@
 //! One signed POST with a deadline.
 
 use std::error::Error;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -21,13 +19,11 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
 use sha2::Sha256;
 use tokio::time::timeout;
 
 use super::{Target, TargetKind};
+use crate::tls;
 use crate::types::time::Wall;
 
 /// Longest pause that a receiver may ask for.
@@ -213,23 +209,7 @@ impl Endpoint {
 /// # Errors
 /// The file that cannot be used.
 pub(super) fn link(ca_files: &[std::path::PathBuf]) -> Result<Link, String> {
-    static SYSTEM: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    let system = SYSTEM.get_or_init(|| {
-        let mut roots = RootCertStore::empty();
-        // What could be read is used; an empty store fails every handshake with a clear error.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        Arc::new(roots)
-    });
-    let mut roots = Arc::clone(system);
-    for path in ca_files {
-        add_roots(Arc::make_mut(&mut roots), path)?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| format!("TLS settings refused: {e}"))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let tls = tls::client(ca_files, &[]).map_err(|e| e.to_string())?;
     let connector = HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_or_http()
@@ -240,21 +220,6 @@ pub(super) fn link(ca_files: &[std::path::PathBuf]) -> Result<Link, String> {
         .pool_idle_timeout(IDLE)
         .pool_max_idle_per_host(1)
         .build(connector))
-}
-
-fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
-    let refused = |why: String| format!("ca_files: {}: {why}", path.display());
-    let mut found = false;
-    for cert in CertificateDer::pem_file_iter(path).map_err(|e| refused(e.to_string()))? {
-        let cert = cert.map_err(|e| refused(e.to_string()))?;
-        roots.add(cert).map_err(|e| refused(e.to_string()))?;
-        found = true;
-    }
-    if found {
-        Ok(())
-    } else {
-        Err(refused("holds no certificate".to_owned()))
-    }
 }
 
 /// The key of Standard Webhooks signatures.

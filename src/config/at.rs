@@ -16,6 +16,16 @@ pub(super) struct At<T> {
     pub(super) place: Place,
 }
 
+impl<T> At<T> {
+    /// Another value at the same place.
+    pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> At<U> {
+        At {
+            value: change(self.value),
+            place: self.place,
+        }
+    }
+}
+
 /// A value that may be left out.
 pub(super) type Opt<T> = Option<At<T>>;
 

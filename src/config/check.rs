@@ -17,6 +17,32 @@ const MAX_SECRET_BYTES: u64 = 64 << 10;
 /// Longest name of a rule, an upstream and so on, in bytes.
 const MAX_NAME_BYTES: usize = 128;
 
+/// How a number with a unit is read and shown.
+struct Measure<T> {
+    name: &'static str,
+    read: fn(&str) -> Option<T>,
+    show: fn(T) -> String,
+    /// What to write in place of what cannot be read.
+    hint: fn(&Scalar) -> String,
+}
+
+const DURATION: Measure<Duration> = Measure {
+    name: "duration",
+    read: units::duration,
+    show: show_duration,
+    hint: |written| match written {
+        Scalar::Number(n) if *n >= 0.0 => format!("give it a unit, as {n}s or {n}m"),
+        _ => "write a number with a unit, as 500ms, 2.5s, 15m or 1h30m".to_owned(),
+    },
+};
+
+const SIZE: Measure<u64> = Measure {
+    name: "size",
+    read: units::size,
+    show: show_size,
+    hint: |_| "write a number of bytes, or one with a unit, as 64KiB, 64MiB or 10MB".to_owned(),
+};
+
 /// Judges a file: holds its text, its directory and every problem found so far.
 pub(super) struct Check<'a> {
     source: &'a str,
@@ -109,35 +135,8 @@ impl<'a> Check<'a> {
         default: Duration,
         range: RangeInclusive<Duration>,
     ) -> Duration {
-        let Some(At {
-            value: DurationText(scalar),
-            place,
-        }) = given
-        else {
-            return default;
-        };
-        let written = scalar.text();
-        match units::duration(&written) {
-            Some(d) if range.contains(&d) => d,
-            Some(_) => {
-                let hint = format!(
-                    "from {} to {}",
-                    show_duration(*range.start()),
-                    show_duration(*range.end())
-                );
-                self.problem(place, format!("`{key}` is out of range"), hint);
-                default
-            }
-            None => {
-                let quoted = self.quote(place, &written);
-                let hint = match scalar {
-                    Scalar::Number(n) if n >= 0.0 => format!("give it a unit, as {n}s or {n}m"),
-                    _ => "write a number with a unit, as 500ms, 2.5s, 15m or 1h30m".to_owned(),
-                };
-                self.problem(place, format!("`{quoted}` is not a duration"), hint);
-                default
-            }
-        }
+        let given = given.map(|at| at.map(|DurationText(scalar)| scalar));
+        self.measure(key, given, range, &DURATION).unwrap_or(default)
     }
 
     /// A size in bytes within `range`, or `default`.
@@ -148,35 +147,40 @@ impl<'a> Check<'a> {
         default: u64,
         range: RangeInclusive<u64>,
     ) -> u64 {
-        let Some(At {
-            value: SizeText(scalar),
-            place,
-        }) = given
-        else {
-            return default;
-        };
-        let written = scalar.text();
-        match units::size(&written) {
-            Some(bytes) if range.contains(&bytes) => bytes,
+        let given = given.map(|at| at.map(|SizeText(scalar)| scalar));
+        self.measure(key, given, range, &SIZE).unwrap_or(default)
+    }
+
+    /// A number with a unit, within `range`; `None`, and told why, when it is not.
+    fn measure<T: PartialOrd + Copy>(
+        &mut self,
+        key: &str,
+        given: Opt<Scalar>,
+        range: RangeInclusive<T>,
+        kind: &Measure<T>,
+    ) -> Option<T> {
+        let At { value, place } = given?;
+        let written = value.text();
+        match (kind.read)(&written) {
+            Some(amount) if range.contains(&amount) => return Some(amount),
             Some(_) => {
                 let hint = format!(
                     "from {} to {}",
-                    show_size(*range.start()),
-                    show_size(*range.end())
+                    (kind.show)(*range.start()),
+                    (kind.show)(*range.end())
                 );
                 self.problem(place, format!("`{key}` is out of range"), hint);
-                default
             }
             None => {
                 let quoted = self.quote(place, &written);
                 self.problem(
                     place,
-                    format!("`{quoted}` is not a size"),
-                    "write a number of bytes, or one with a unit, as 64KiB, 64MiB or 10MB",
+                    format!("`{quoted}` is not a {}", kind.name),
+                    (kind.hint)(&value),
                 );
-                default
             }
         }
+        None
     }
 
     /// A whole number within `range`, or `default`.

@@ -77,7 +77,11 @@ fn find_keys(
     let mut any = false;
     for key in node["properties"].as_object().into_iter().flat_map(Map::keys) {
         any = true;
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let path = if path.is_empty() {
+            key.clone()
+        } else {
+            format!("{path}.{key}")
+        };
         let pointer = format!("{pointer}/properties/{key}");
         if !find_keys(schema, &pointer, &path, above, found) {
             found.push((path, pointer));
@@ -85,7 +89,13 @@ fn find_keys(
     }
     for (inner, step) in [("items", "[]"), ("additionalProperties", ".*")] {
         if node[inner].is_object() {
-            any |= find_keys(schema, &format!("{pointer}/{inner}"), &format!("{path}{step}"), above, found);
+            any |= find_keys(
+                schema,
+                &format!("{pointer}/{inner}"),
+                &format!("{path}{step}"),
+                above,
+                found,
+            );
         }
     }
     for choice in ["anyOf", "oneOf", "allOf"] {

@@ -461,7 +461,10 @@ mod tests {
         driver.unwritten = 2;
         let told = degraded(&mut driver);
         assert!(told[0].starts_with("2 observations were not written in the last 5 min (last at 1970-"));
-        assert!(told[1].starts_with("1 observations were dropped in the last 5 min"), "{told:?}");
+        assert!(
+            told[1].starts_with("1 observations were dropped in the last 5 min"),
+            "{told:?}"
+        );
         driver.parts.clock.advance(Duration::from_secs(301));
         assert_eq!(degraded(&mut driver), [""; 0]);
         let status = driver.status();
@@ -491,11 +494,17 @@ mod tests {
             use_slot(&driver, agent);
         }
         let told = degraded(&mut driver);
-        assert!(told[0].starts_with("2 agent(s) found no slot of their own"), "{told:?}");
+        assert!(
+            told[0].starts_with("2 agent(s) found no slot of their own"),
+            "{told:?}"
+        );
         let status = driver.status();
         assert_eq!((status.agents, status.agents_turned_away), (2, 2));
         let text = driver.parts.metrics.encode();
-        for line in ["fusebox_agents_turned_away 2\n", "fusebox_agent_overflow_total 3\n"] {
+        for line in [
+            "fusebox_agents_turned_away 2\n",
+            "fusebox_agent_overflow_total 3\n",
+        ] {
             assert!(text.contains(line), "{text}");
         }
         driver.parts.clock.advance(Duration::from_secs(3601));
@@ -503,6 +512,12 @@ mod tests {
         let status = driver.status();
         assert_eq!((status.agents, status.agents_turned_away), (0, 0));
         assert_eq!(status.totals.requests, 5, "what they used stays");
-        assert!(driver.parts.metrics.encode().contains("fusebox_agents_turned_away 0\n"));
+        assert!(
+            driver
+                .parts
+                .metrics
+                .encode()
+                .contains("fusebox_agents_turned_away 0\n")
+        );
     }
 }

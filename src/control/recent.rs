@@ -23,7 +23,11 @@ pub(super) struct Recent {
 impl Recent {
     /// The count is `total` at this moment.
     pub(super) fn update(&mut self, total: u64, now: Now) {
-        while self.parts.front().is_some_and(|(at, _)| now.mono.since(*at) > RECENT) {
+        while self
+            .parts
+            .front()
+            .is_some_and(|(at, _)| now.mono.since(*at) > RECENT)
+        {
             self.parts.pop_front();
         }
         let more = total.saturating_sub(self.total);
@@ -85,7 +89,10 @@ mod tests {
         );
         recent.update(5, at(311));
         let told = recent.tell("were lost").unwrap();
-        assert!(told.starts_with("2 were lost") && told.ends_with("5 since the start"), "{told}");
+        assert!(
+            told.starts_with("2 were lost") && told.ends_with("5 since the start"),
+            "{told}"
+        );
         recent.update(5, at(501));
         assert_eq!(recent.tell("were lost"), None);
         recent.update(6, at(502));

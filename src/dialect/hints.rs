@@ -236,7 +236,11 @@ mod tests {
             ("previous_response_id", long.as_str(), None),
         ] {
             let hints = read(&[(name, value)]);
-            assert_eq!((hints.previous_answer(), hints.execution()), (want, None), "{value}");
+            assert_eq!(
+                (hints.previous_answer(), hints.execution()),
+                (want, None),
+                "{value}"
+            );
         }
     }
 }

@@ -405,13 +405,26 @@ mod tests {
         assert_eq!(stream.answer_id(), None);
         stream.see(created.as_bytes());
         assert_eq!(stream.answer_id(), Some("resp_1"));
-        assert_eq!(stream.finish(Ended::BrokenOff).answer_id.as_deref(), Some("resp_1"));
+        assert_eq!(
+            stream.finish(Ended::BrokenOff).answer_id.as_deref(),
+            Some("resp_1")
+        );
         let long = format!(r#"{{"id":"{}","status":"completed"}}"#, "x".repeat(600));
         for (api, status, body, want) in [
-            (Api::OpenAiResponses, 200, r#"{"id":"resp_2","status":"completed"}"#, Some("resp_2")),
+            (
+                Api::OpenAiResponses,
+                200,
+                r#"{"id":"resp_2","status":"completed"}"#,
+                Some("resp_2"),
+            ),
             (Api::OpenAiResponses, 200, long.as_str(), None),
             (Api::OpenAiResponses, 400, r#"{"id":"resp_3","error":{}}"#, None),
-            (Api::GeminiInteractions, 200, r#"{"id":"v1_a","status":"completed"}"#, Some("v1_a")),
+            (
+                Api::GeminiInteractions,
+                200,
+                r#"{"id":"v1_a","status":"completed"}"#,
+                Some("v1_a"),
+            ),
             (Api::OpenAiChat, 200, r#"{"id":"chatcmpl-1","choices":[]}"#, None),
         ] {
             let mut m = meter(api, status, &[("content-type", "application/json")], false);

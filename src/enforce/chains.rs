@@ -210,7 +210,10 @@ mod tests {
         assert_eq!(one, chains.named_after(&long("1"), 128));
         for odd in ["", " a", "a\nb"] {
             let name = chains.named_after(odd, 20);
-            assert!(name.as_str().starts_with("chain-") && name.as_str().len() == 20, "{name}");
+            assert!(
+                name.as_str().starts_with("chain-") && name.as_str().len() == 20,
+                "{name}"
+            );
         }
     }
 }

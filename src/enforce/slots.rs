@@ -481,7 +481,11 @@ mod tests {
         assert_eq!(used(&slots, "e", later).agent().as_str(), AgentId::OVERFLOW);
         let before = slots.totals();
         assert_eq!((before.requests, before.input_tokens), (5, 50));
-        assert_eq!(slots.make_room(start.after(IDLE), |_| false), 0, "an hour is not over");
+        assert_eq!(
+            slots.make_room(start.after(IDLE), |_| false),
+            0,
+            "an hour is not over"
+        );
         assert_eq!(slots.make_room(later, |agent| agent.as_str() == "b"), 2);
         assert!(slots.get("a").is_none() && slots.get("b").is_some() && slots.get("d").is_some());
         assert_eq!((slots.count(), slots.totals()), (2, before));

@@ -378,7 +378,10 @@ mod tests {
         for i in 1..MAX_RUNNING {
             assert!(progress(&format!("r{i}"), 1, 2, 0).is_some());
         }
-        assert!(progress("one more", 1, 3, 2).is_some(), "the first is heard of no more");
+        assert!(
+            progress("one more", 1, 3, 2).is_some(),
+            "the first is heard of no more"
+        );
         assert!(progress("yet one more", 1, 3, 2).is_none());
         assert!(e.ended(&request, at(2)).is_none(), "it left");
         assert_eq!(

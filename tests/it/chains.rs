@@ -104,7 +104,10 @@ async fn a_chain_of_answers_is_one_execution_and_its_tokens_add_up() {
         incidents.as_array()?.first().cloned()
     })
     .await;
-    assert_eq!((&incident["agent"], &incident["value"]), (&"a".into(), &1200.0.into()));
+    assert_eq!(
+        (&incident["agent"], &incident["value"]),
+        (&"a".into(), &1200.0.into())
+    );
 }
 
 #[tokio::test]

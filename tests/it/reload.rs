@@ -48,6 +48,35 @@ async fn a_good_file_is_in_force_after_a_signal() {
 }
 
 #[tokio::test]
+async fn what_needs_a_restart_is_told_again_at_each_reload() {
+    let one = named("one").await;
+    let fusebox = Fusebox::start(&Config::new(&one)).await;
+    let changed = Config::new(&one).with("limits: {max_agents: 7, max_connections: 9, max_waiting: 3}");
+    fusebox.write_config(&changed.text(fusebox.directory()));
+    let answers = [(); 2].map(|()| Ask::new("POST", "/-/reload").body(b""));
+    let mut reports = Vec::new();
+    for ask in &answers {
+        reports.push(fusebox.admin(ask).await.json());
+    }
+    for report in &reports {
+        let want: Value = ["limits.max_agents", "limits.max_connections"].as_slice().into();
+        assert_eq!(report["needs_restart"], want, "{report}");
+    }
+    assert_eq!(
+        reports[0]["changes"].as_array().map(Vec::len),
+        Some(1),
+        "{}",
+        reports[0]
+    );
+    assert_eq!(
+        reports[1]["changes"].as_array().map(Vec::len),
+        Some(0),
+        "{}",
+        reports[1]
+    );
+}
+
+#[tokio::test]
 async fn a_bad_file_changes_nothing_and_is_told() {
     let one = named("one").await;
     let mut fusebox = Fusebox::start(&Config::new(&one)).await;

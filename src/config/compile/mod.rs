@@ -90,7 +90,12 @@ fn whole(file: File, overrides: &Overrides, check: &mut Check<'_>) -> Compiled {
     let rules = rules::rules(agent_incident_rules, &actions, &upstreams.names, check);
     let (log_format, log_filter) = logs(log, overrides, check);
     let (bounds, observation_queue) = bounds(engine, check);
-    let max_agents = check.length("max_agents", limits.max_agents, defaults::MAX_AGENTS, 1..=1_000_000);
+    let max_agents = check.length(
+        "max_agents",
+        limits.max_agents,
+        defaults::MAX_AGENTS,
+        1..=1_000_000,
+    );
     let max_connections = check.length(
         "max_connections",
         limits.max_connections,

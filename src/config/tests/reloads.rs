@@ -26,23 +26,47 @@ fn base() -> Value {
 /// Keys that are in force after a reload, with another value. Of a step, the whole step.
 fn reloaded() -> BTreeMap<&'static str, Value> {
     [
-        ("actions.*.steps[].approval", json!({"throttle": {}, "approval": "required"})),
-        ("actions.*.steps[].cap_concurrency.max_in_flight", json!({"cap_concurrency": {"max_in_flight": 3}})),
+        (
+            "actions.*.steps[].approval",
+            json!({"throttle": {}, "approval": "required"}),
+        ),
+        (
+            "actions.*.steps[].cap_concurrency.max_in_flight",
+            json!({"cap_concurrency": {"max_in_flight": 3}}),
+        ),
         ("actions.*.steps[].cap_output", json!("cap_output")),
         ("actions.*.steps[].contain", json!("contain")),
-        ("actions.*.steps[].downgrade_model.to", json!({"downgrade_model": {"to": "gpt-5-mini"}})),
-        ("actions.*.steps[].escalate.repeat_every", json!({"escalate": {"repeat_every": "1m"}})),
-        ("actions.*.steps[].escalate.targets", json!({"escalate": {"targets": ["a"]}})),
+        (
+            "actions.*.steps[].downgrade_model.to",
+            json!({"downgrade_model": {"to": "gpt-5-mini"}}),
+        ),
+        (
+            "actions.*.steps[].escalate.repeat_every",
+            json!({"escalate": {"repeat_every": "1m"}}),
+        ),
+        (
+            "actions.*.steps[].escalate.targets",
+            json!({"escalate": {"targets": ["a"]}}),
+        ),
         ("actions.*.steps[].extend_timeouts", json!("extend_timeouts")),
         ("actions.*.steps[].lease", json!({"throttle": {}, "lease": "1m"})),
-        ("actions.*.steps[].notify.targets", json!({"notify": {"targets": ["a"]}})),
+        (
+            "actions.*.steps[].notify.targets",
+            json!({"notify": {"targets": ["a"]}}),
+        ),
         ("actions.*.steps[].reduce_batch", json!("reduce_batch")),
         ("actions.*.steps[].reroute", json!("reroute")),
         ("actions.*.steps[].rollback", json!("rollback")),
         ("actions.*.steps[].run_webhook", json!("run_webhook")),
         ("actions.*.steps[].set_parameters", json!("set_parameters")),
-        ("actions.*.steps[].throttle.requests_per_minute", json!({"throttle": {"requests_per_minute": 9}})),
-        ("actions.*.steps[].throttle.tokens_per_minute", json!({"throttle": {"tokens_per_minute": 9}})),
+        (
+            "actions.*.steps[].throttle.requests_per_minute",
+            json!({"throttle": {"requests_per_minute": 9}}),
+        ),
+        (
+            "actions.*.steps[].throttle.tokens_per_minute",
+            json!({"throttle": {"tokens_per_minute": 9}}),
+        ),
         ("agent", json!("other")),
         ("agent_version", json!("2")),
         ("agent_incident_rules[].act_on_estimates", json!(true)),
@@ -174,7 +198,10 @@ fn put(file: &mut Value, key: &str, value: Value) {
         };
     }
     // A value or a file that holds it, not both.
-    if let Some(twin) = last.strip_suffix("_file").filter(|twin| !twin.ends_with("certificate") && *twin != "key") {
+    if let Some(twin) = last
+        .strip_suffix("_file")
+        .filter(|twin| !twin.ends_with("certificate") && *twin != "key")
+    {
         at.as_object_mut().unwrap().remove(twin);
     }
     at[*last] = value;
@@ -188,7 +215,11 @@ fn compiled(file: &Value) -> Compiled {
 /// What a reload says when this key changed: what is in force, what needs a restart.
 fn told(key: &str, value: &Value, secret_file: &str) -> (Vec<String>, Vec<String>) {
     let mut new = base();
-    let value = if value == "FILE" { json!(secret_file) } else { value.clone() };
+    let value = if value == "FILE" {
+        json!(secret_file)
+    } else {
+        value.clone()
+    };
     put(&mut new, key, value);
     let diff = diff(&compiled(&base()), &compiled(&new));
     (diff.changes, diff.needs_restart)
@@ -199,12 +230,22 @@ fn a_new_key_has_to_be_put_into_one_of_the_lists() {
     let all: BTreeSet<String> = keys(&schema()).into_iter().map(|(key, _)| key).collect();
     assert!(all.len() > 100, "{}", all.len());
     let (reloaded, restarted) = (reloaded(), restarted());
-    let listed: BTreeSet<String> = reloaded.keys().chain(restarted.keys()).map(|k| (*k).to_owned()).collect();
+    let listed: BTreeSet<String> = reloaded
+        .keys()
+        .chain(restarted.keys())
+        .map(|k| (*k).to_owned())
+        .collect();
     let missing: Vec<_> = all.symmetric_difference(&listed).collect();
-    assert!(missing.is_empty(), "listed nowhere, or no key any more: {missing:?}");
+    assert!(
+        missing.is_empty(),
+        "listed nowhere, or no key any more: {missing:?}"
+    );
     assert_eq!(listed.len(), reloaded.len() + restarted.len(), "listed twice");
     let needed: BTreeSet<&str> = restart::NEEDED.into();
-    assert!(needed.iter().eq(restarted.keys()), "config/restart.rs says otherwise");
+    assert!(
+        needed.iter().eq(restarted.keys()),
+        "config/restart.rs says otherwise"
+    );
 }
 
 #[test]
@@ -215,14 +256,20 @@ fn a_reload_tells_the_truth_about_every_key() {
     let path = path.display().to_string();
     for (key, value) in reloaded() {
         let (changes, needs_restart) = told(key, &value, &path);
-        assert!(!changes.is_empty() && needs_restart.is_empty(), "{key}: {changes:?} {needs_restart:?}");
+        assert!(
+            !changes.is_empty() && needs_restart.is_empty(),
+            "{key}: {changes:?} {needs_restart:?}"
+        );
     }
     for (key, value) in restarted() {
         let (changes, needs_restart) = told(key, &value, &path);
         let [line] = needs_restart.as_slice() else {
             panic!("{key}: {needs_restart:?}")
         };
-        assert!(changes.is_empty() && key.starts_with(line.as_str()), "{key}: {changes:?} {line}");
+        assert!(
+            changes.is_empty() && key.starts_with(line.as_str()),
+            "{key}: {changes:?} {line}"
+        );
     }
 }
 
