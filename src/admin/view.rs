@@ -63,20 +63,35 @@ fn write(
         t.cost_usd,
     );
     line(out, "traffic", traffic)?;
-    let observed = format!(
+    let mut observed = format!(
         "{} observations · {} not seen by the engine",
         Count(status.observations),
         Count(status.observations_dropped)
     );
+    if status.observations_unwritten > 0 {
+        write!(
+            observed,
+            " · {} not written",
+            Count(status.observations_unwritten)
+        )?;
+    }
     line(out, "engine", observed)?;
-    write_agents(out, status.agents, agents)?;
+    write_agents(out, status, agents)?;
     write_rules(out, status)?;
     write_incidents(out, status, incidents)?;
     write_alerts(out, status)
 }
 
-fn write_agents(out: &mut String, seen: u64, agents: &[AgentView]) -> fmt::Result {
-    line(out, "agents", format!("{} seen", Count(seen)))?;
+fn write_agents(out: &mut String, status: &StatusView, agents: &[AgentView]) -> fmt::Result {
+    let mut text = format!("{} seen", Count(status.agents));
+    if status.agents_turned_away > 0 {
+        write!(
+            text,
+            " · {} without a slot of their own",
+            Count(status.agents_turned_away)
+        )?;
+    }
+    line(out, "agents", text)?;
     let rate = |a: &AgentView| a.status.as_ref().map_or(0.0, |s| s.tokens_per_minute);
     let mut busiest: Vec<&AgentView> = agents.iter().collect();
     busiest.sort_by(|a, b| {

@@ -23,7 +23,7 @@ use sha2::Sha256;
 use tokio::time::timeout;
 
 use super::{Target, TargetKind};
-use crate::tls;
+use crate::tls::{self, ExtraRoots};
 use crate::types::time::Wall;
 
 /// Longest pause that a receiver may ask for.
@@ -209,7 +209,9 @@ impl Endpoint {
 /// # Errors
 /// The file that cannot be used.
 pub(super) fn link(ca_files: &[std::path::PathBuf]) -> Result<Link, String> {
-    let tls = tls::client(ca_files, &[]).map_err(|e| e.to_string())?;
+    let tls = ExtraRoots::read(ca_files)
+        .and_then(|extra| tls::client(extra, &[]))
+        .map_err(|e| e.to_string())?;
     let connector = HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_or_http()
