@@ -235,7 +235,7 @@ fn requests_are_read_and_changed_in_place() {
         // the body says beside it does not matter.
         if facts.model.is_some()
             && route.path_model.is_none()
-            && let Ok(changed) = replace_model(&route, &facts, path, input, "cheap-\u{e9}\"1", false)
+            && let Ok(changed) = replace_model(&route, &facts, path, input, "cheap-\u{e9}\"1")
             && let (Some(body), Some(mut before)) = (changed.body, before)
         {
             let mut after: Value = serde_json::from_slice(&body).expect("what was JSON stays JSON");

@@ -48,58 +48,59 @@ const MAX_AGE: Duration = Duration::from_secs(600);
 const GRACE: Duration = Duration::from_secs(5);
 /// Largest head of a request, in bytes.
 const MAX_HEAD: usize = 64 << 10;
-/// Failures to accept in a row, 50 ms apart, after which the listener counts as broken.
-const MAX_FAILURES: u32 = 200;
+/// The longest pause after a failure to accept; the first is 50 ms, and each is twice the one before.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// Serves the admin API on `listener` until `stop` is ready; what is under way then has five seconds to end.
 ///
-/// # Errors
-/// When the listener breaks.
-pub async fn serve(
-    listener: AdminListener,
-    wiring: AdminWiring,
-    handle: Handle,
-    stop: CancellationToken,
-) -> io::Result<()> {
+/// A listener that cannot accept is tried again and again: whatever happens here, traffic goes on.
+pub async fn serve(listener: AdminListener, wiring: AdminWiring, handle: Handle, stop: CancellationToken) {
     let router = routes::router(Gate::new(&wiring), handle);
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let open = TaskTracker::new();
-    let mut failures = 0;
-    let end = loop {
+    loop {
         let permit = tokio::select! {
             biased;
-            () = stop.cancelled() => break Ok(()),
+            () = stop.cancelled() => break,
             permit = Arc::clone(&connections).acquire_owned() => permit,
         };
-        let accepted = tokio::select! {
+        let (stream, via) = tokio::select! {
             biased;
-            () = stop.cancelled() => break Ok(()),
-            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+            accepted = patiently(|| listener.accept(), sleep) => accepted,
         };
-        match accepted {
-            Ok((stream, via)) => {
-                failures = 0;
-                let router = router.clone();
-                let stop = stop.clone();
-                open.spawn(async move {
-                    let _held = permit;
-                    converse(stream, via, router, stop).await;
-                });
-            }
-            Err(e) => {
-                failures += 1;
-                tracing::warn!(error = %e, "the admin listener cannot accept a connection");
-                if failures >= MAX_FAILURES {
-                    break Err(e);
-                }
-                // Out of descriptors, most likely: a pause keeps us from spinning.
-                sleep(Duration::from_millis(50)).await;
-            }
-        }
-    };
+        let router = router.clone();
+        let stop = stop.clone();
+        open.spawn(async move {
+            let _held = permit;
+            converse(stream, via, router, stop).await;
+        });
+    }
     open.close();
     open.wait().await;
-    end
+}
+
+/// Tries until it succeeds, with a `pause` after each failure that grows up to [`MAX_PAUSE`].
+async fn patiently<T, A, P>(accept: impl Fn() -> A, pause: impl Fn(Duration) -> P) -> T
+where
+    A: Future<Output = io::Result<T>>,
+    P: Future<Output = ()>,
+{
+    let mut failures: u32 = 0;
+    loop {
+        match accept().await {
+            Ok(accepted) => return accepted,
+            Err(e) => {
+                // Out of descriptors, most likely: a pause keeps us from spinning, and the log from being flooded.
+                if failures.saturating_add(1).is_power_of_two() {
+                    tracing::warn!(error = %e, "the admin listener cannot accept a connection; trying again");
+                }
+                let wait = Duration::from_millis(50).saturating_mul(1 << failures.min(8));
+                failures = failures.saturating_add(1);
+                pause(wait.min(MAX_PAUSE)).await;
+            }
+        }
+    }
 }
 
 /// A bound admin listener.
@@ -209,5 +210,32 @@ async fn converse(
     };
     if let Err(e) = ended {
         tracing::debug!(error = %e, "an admin connection broke off");
+    }
+}
+
+#[cfg(test)]
+mod accepting {
+    use std::cell::{Cell, RefCell};
+
+    use super::{MAX_PAUSE, patiently};
+
+    #[tokio::test]
+    async fn a_listener_that_fails_long_is_not_given_up() {
+        let (left, pauses) = (Cell::new(10_000_u32), RefCell::new(Vec::new()));
+        let accept = || {
+            std::future::ready(match left.replace(left.get().saturating_sub(1)) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::from(std::io::ErrorKind::Other)),
+            })
+        };
+        let pause = |pause| {
+            pauses.borrow_mut().push(pause);
+            std::future::ready(())
+        };
+        patiently(accept, pause).await;
+        let pauses = pauses.into_inner();
+        assert_eq!(pauses.len(), 10_000);
+        assert_eq!(pauses[0].as_millis(), 50);
+        assert!(pauses.is_sorted() && pauses.last() == Some(&MAX_PAUSE), "{:?}", pauses.last());
     }
 }

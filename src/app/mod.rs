@@ -8,6 +8,7 @@
 //!
 //! Stopping goes the same way: accept, streams, reports, effects, alerts.
 
+mod files;
 mod reload;
 pub mod signals;
 mod start;

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::reload::{self, Reloader};
-use super::{Source, watch};
+use super::{Source, files, watch};
 use crate::admin::{self, AdminListener};
 use crate::alert::Alerts;
 use crate::clock::Clock;
@@ -48,7 +48,7 @@ pub struct Running {
     driver: JoinHandle<()>,
     alerts: Alerts,
     stop: CancellationToken,
-    admin_task: JoinHandle<std::io::Result<()>>,
+    admin_task: JoinHandle<()>,
 }
 
 /// The worker threads. Each says when it ends, so that waiting for them does not block the runtime.
@@ -93,6 +93,7 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
     metrics.started(clock.wall());
     let slots = Arc::new(Slots::new(wiring.max_agents));
     let max_connections = wiring.max_connections;
+    files::make_room(max_connections);
     let upstreams = reload::upstream_views(&policy);
     let (publisher, reader) = Publisher::new(Arc::new(policy));
     let publisher = Arc::new(publisher);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Source;
@@ -20,6 +20,10 @@ use crate::proxy::Certificate;
 
 /// How long a directory must be quiet before its files are read: a swap is several events.
 const QUIET: Duration = Duration::from_millis(150);
+/// How long a configuration file may be missing before that counts as a change: some swaps take the old one away first.
+const MISSING: Duration = Duration::from_secs(2);
+/// How often it is looked for meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Starts watching, when there is something to watch. That nothing can be watched is said and is no reason to stop.
 pub(super) fn start(
@@ -84,7 +88,7 @@ async fn follow(
     stop: CancellationToken,
 ) {
     let _watching = watcher;
-    let mut last = configuration.as_deref().map(content);
+    let mut last = configuration.as_deref().and_then(content);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -101,11 +105,30 @@ async fn follow(
                 }
             }
         }
-        let now = configuration.as_deref().map(content);
-        if now != last {
+        let now = match &configuration {
+            None => continue,
+            Some(path) => settled(path, &stop).await,
+        };
+        if now != last && !stop.is_cancelled() {
             last = now;
             handle.reload().await.ok();
         }
+    }
+}
+
+/// What a file holds, once it is there; `None` when it stays away.
+async fn settled(path: &Path, stop: &CancellationToken) -> Option<Vec<u8>> {
+    let there = async {
+        loop {
+            match content(path) {
+                Some(content) => return content,
+                None => sleep(LOOK).await,
+            }
+        }
+    };
+    tokio::select! {
+        found = timeout(MISSING, there) => found.ok(),
+        () = stop.cancelled() => None,
     }
 }
 

@@ -19,6 +19,8 @@ pub struct RequestFacts {
     pub model: Option<String>,
     /// Why `model` cannot be trusted or rewritten.
     pub model_problem: Option<ModelProblem>,
+    /// Whether the body could not be read: what else is said here about it is then a default and no fact.
+    pub unread: bool,
     /// Whether a stream is asked for.
     pub stream: bool,
     /// Whether the client itself asked for usage in the stream.
@@ -85,6 +87,7 @@ pub fn unread(route: &Route) -> RequestFacts {
     RequestFacts {
         model: route.path_model.clone(),
         model_problem: (route.path_model.is_none() && !silent).then_some(ModelProblem::Unreadable),
+        unread: !silent,
         stream: route.path_stream,
         ..RequestFacts::default()
     }
@@ -435,7 +438,10 @@ mod tests {
             );
             assert_eq!(facts.decisive_model(&route), decisive);
         }
+        assert!(facts_of(azure, "nonsense").unread && facts_of(azure, "").unread);
+        assert!(!facts_of(azure, r#"{"model":1}"#).unread);
         let compressed = unread(&route(&http::Method::POST, azure, None));
+        assert!(compressed.unread);
         assert_eq!(
             (compressed.model.as_deref(), compressed.model_problem),
             (Some("dep"), None)

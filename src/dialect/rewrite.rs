@@ -30,9 +30,6 @@ pub struct Rewritten {
 /// Why a request cannot be given another model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RewriteError {
-    /// A signature covers what would be changed.
-    #[error("it is signed")]
-    Signed,
     /// The model cannot be read.
     #[error("its model cannot be read ({0:?})")]
     Model(ModelProblem),
@@ -47,18 +44,16 @@ pub enum RewriteError {
 /// with it, since the two must agree. Elsewhere one value of the body is replaced and every other byte stays.
 ///
 /// # Errors
-/// When the request is signed or its model cannot be found for certain.
+/// When the model cannot be found for certain.
+///
+/// Whether a signature covers what would be changed is for the caller to see: the body does not tell.
 pub fn replace_model(
     route: &Route,
     facts: &RequestFacts,
     path: &str,
     body: &[u8],
     to: &str,
-    signed: bool,
 ) -> Result<Rewritten, RewriteError> {
-    if signed {
-        return Err(RewriteError::Signed);
-    }
     if let Some(problem) = facts.model_problem {
         return Err(RewriteError::Model(problem));
     }
@@ -140,7 +135,7 @@ mod tests {
         let route = route(&http::Method::POST, path, None);
         let multipart = body.starts_with("--").then_some("multipart/form-data");
         let facts = read(&route, multipart, body.as_bytes());
-        let new = replace_model(&route, &facts, path, body.as_bytes(), to, false)?;
+        let new = replace_model(&route, &facts, path, body.as_bytes(), to)?;
         let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
         Ok((
             new.path.unwrap_or_else(|| path.to_owned()),
@@ -224,12 +219,5 @@ mod tests {
             assert_eq!(replace(chat, body, "x"), Err(want), "{body}");
         }
         assert_eq!(replace(chat, r#"{"model":"a"}"#, ""), Err(RewriteError::NoModel));
-        let route = route(&http::Method::POST, chat, None);
-        let body = br#"{"model":"a"}"#;
-        let facts = read(&route, None, body);
-        assert_eq!(
-            replace_model(&route, &facts, chat, body, "x", true),
-            Err(RewriteError::Signed)
-        );
     }
 }

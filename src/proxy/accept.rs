@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -110,7 +111,8 @@ pub(super) async fn run(worker: Rc<Worker>, listening: Listening) -> io::Result<
             let socket = TcpListener::from_std(socket)?;
             accept_loop(worker, tls, agent, async || {
                 let (stream, _) = socket.accept().await?;
-                stream.set_nodelay(true)?;
+                // A client that is gone already is found out when it is read from.
+                stream.set_nodelay(true).ok();
                 Ok(Either::Left(stream))
             })
             .await;
@@ -134,14 +136,8 @@ async fn accept_loop(
 ) {
     let agent = agent.map(Rc::new);
     let drain = worker.shared.drain.clone();
+    let mut failures: u32 = 0;
     loop {
-        // The permit comes first: beyond the bound, clients wait in the kernel's queue and cost us nothing.
-        let permit = tokio::select! {
-            biased;
-            () = drain.begun() => return,
-            permit = Arc::clone(&worker.shared.connections).acquire_owned() => permit,
-        };
-        let Ok(permit) = permit else { return };
         let stream = tokio::select! {
             biased;
             () = drain.begun() => return,
@@ -149,13 +145,19 @@ async fn accept_loop(
         };
         let stream = match stream {
             Ok(stream) => stream,
+            Err(e) if left_at_once(&e) => continue,
             Err(e) => {
-                // Out of descriptors, or a client that left at once. A pause keeps the former from spinning.
-                tracing::warn!(error = %e, "cannot accept a connection");
+                failures = failures.saturating_add(1);
+                if failures.is_power_of_two() {
+                    tracing::warn!(error = %e, failures, "cannot accept a connection");
+                }
+                // Out of descriptors, most likely. A pause keeps us from spinning.
                 sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
+        failures = 0;
+        let Some(permit) = permit(&worker).await else { return };
         let worker = Rc::clone(&worker);
         let agent = agent.clone();
         let tls = tls.clone();
@@ -168,6 +170,34 @@ async fn accept_loop(
             }
         }));
     }
+}
+
+/// Leave for one more connection; `None` when the drain begins first.
+///
+/// It is asked for when there is a client, never ahead: a listener that nobody calls must not keep others from being
+/// served. Beyond the bound each listener of each worker holds the one client that it has accepted, and the rest wait
+/// in the kernel's queue, which is bounded and costs us nothing.
+async fn permit(worker: &Worker) -> Option<OwnedSemaphorePermit> {
+    let connections = &worker.shared.connections;
+    match Arc::clone(connections).try_acquire_owned() {
+        Ok(permit) => return Some(permit),
+        Err(TryAcquireError::Closed) => return None,
+        Err(TryAcquireError::NoPermits) => {}
+    }
+    tracing::warn!("limits.max_connections is reached; clients wait to be accepted");
+    tokio::select! {
+        biased;
+        () = worker.shared.drain.begun() => None,
+        permit = Arc::clone(connections).acquire_owned() => permit.ok(),
+    }
+}
+
+/// Whether it was the client that failed, and not the listener.
+fn left_at_once(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
 }
 
 /// The TLS handshake, if this listener has one. A client that fails it is dropped.
@@ -190,7 +220,14 @@ async fn secure(
     };
     let limit = worker.snapshot().policy.limits.header_timeout;
     let acceptor = TlsAcceptor::from(certificate.server_config());
-    match timeout(limit, acceptor.accept(stream)).await {
+    let handshake = timeout(limit, acceptor.accept(stream));
+    let accepted = tokio::select! {
+        biased;
+        // Nobody has asked for anything yet, so there is nothing to finish.
+        () = worker.shared.drain.begun() => return None,
+        accepted = handshake => accepted,
+    };
+    match accepted {
         Ok(Ok(stream)) => {
             let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             Some(Client {

@@ -1,4 +1,4 @@
-//! The one timer of an exchange: for the first byte, then between parts, and for the whole.
+//! The one timer of an exchange: for the request's way up, for the first byte, then between parts, and for the whole.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::time::{Sleep, sleep};
 
+use super::body::{Progress, Seen};
+use super::reply::Problem;
 use crate::clock::Clock;
 use crate::types::time::Mono;
 
@@ -24,6 +26,8 @@ pub(super) struct Alarm {
     last_heard: Mono,
     silence: Duration,
     whole: Mono,
+    /// A request body that is still on its way, and how long the upstream may take none of it.
+    upload: Option<(Rc<Seen>, Duration)>,
 }
 
 /// The timer of a connection while no exchange needs it.
@@ -48,7 +52,40 @@ impl Alarm {
             last_heard,
             silence,
             whole: whole.unwrap_or(Mono::FAR),
+            upload: None,
         }
+    }
+
+    /// Minds a request body: while it is on its way the upstream may be silent as long as it takes some of it at
+    /// least every `stall`; its time to answer begins when it has all of it.
+    pub(super) fn mind(&mut self, upload: Rc<Seen>, stall: Duration) {
+        self.upload = Some((upload, stall));
+    }
+
+    /// What it has rung for.
+    pub(super) fn problem(&self) -> Problem {
+        if self.clock.mono() >= self.whole {
+            return Problem::TooLong;
+        }
+        match &self.upload {
+            Some((seen, stall)) if !matches!(seen.progress(), Progress::Complete(_)) => {
+                Problem::UploadStalled(*stall)
+            }
+            _ => Problem::UpstreamTimeout(self.silence),
+        }
+    }
+
+    fn rings(&self) -> Mono {
+        let (since, allowed) = match &self.upload {
+            None => (self.last_heard, self.silence),
+            Some((seen, stall)) => match seen.progress() {
+                Progress::Complete(at) => (at, self.silence),
+                Progress::Moved(at) => (at, *stall),
+                // The client's own pause ends first.
+                Progress::Paused(at, pause) => (at, pause.saturating_add(*stall)),
+            },
+        };
+        since.max(self.last_heard).after(allowed).min(self.whole)
     }
 
     /// From now on this much silence is allowed.
@@ -69,8 +106,11 @@ impl Alarm {
 
     /// Ready when the alarm rings.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let rings = self.last_heard.after(self.silence).min(self.whole);
+        if let Some((seen, _)) = &self.upload {
+            seen.wake_at_end(cx);
+        }
         loop {
+            let rings = self.rings();
             // A timer that fires early is moved on then; one that would fire late has to be made anew.
             let timer = match &mut self.timer {
                 Some(timer) if timer.fires <= rings => timer,
@@ -79,12 +119,14 @@ impl Alarm {
                     .insert(Timer::new(rings.since(self.clock.mono()), rings)),
             };
             ready!(timer.sleep.as_mut().poll(cx));
+            // An upload may have gone on without anybody asking here.
+            let rings = self.rings();
             let left = rings.since(self.clock.mono());
             if left.is_zero() {
                 return Poll::Ready(());
             }
             // `left` is taken from our clock, which tests may drive; the timer only decides when to look again.
-            *timer = Timer::new(left, rings);
+            self.timer = Some(Timer::new(left, rings));
         }
     }
 }

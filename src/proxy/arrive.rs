@@ -15,7 +15,7 @@ use super::reply::Problem;
 use crate::clock::Clock;
 use crate::dialect::request::{self, RequestFacts};
 use crate::dialect::table::{Api, Family, Route, refine, route};
-use crate::enforce::policy::{Policy, Upstream};
+use crate::enforce::policy::{AgentSource, Policy, Upstream};
 use crate::types::time::Mono;
 
 /// A request whose head was read and understood.
@@ -44,7 +44,9 @@ pub(super) struct Content {
 pub(super) fn head(policy: &Policy, request: Request<Incoming>) -> (Head, Incoming, Option<Problem>) {
     let (parts, incoming) = request.into_parts();
     let full = parts.uri.path();
-    let (path_agent, path) = match split_path(full) {
+    // Where the path does not tell the agent, `/agents/…` is the upstream's own.
+    let named = policy.identity.agent_order.contains(&AgentSource::Path);
+    let (path_agent, path) = match split_path(full).filter(|_| named) {
         Some((agent, rest)) => (Some(agent.to_owned()), rest),
         None => (None, full),
     };
@@ -90,7 +92,12 @@ pub(super) async fn content(
         });
     }
     if head.route.api == Api::Other && !incoming.is_end_stream() {
-        let (body, seen) = RequestBody::passing(incoming, limits.max_request_bytes, limits.body_idle_timeout);
+        let (body, seen) = RequestBody::passing(
+            incoming,
+            limits.max_request_bytes,
+            limits.body_idle_timeout,
+            clock.clone(),
+        );
         return Ok(Content {
             complete: clock.mono(),
             body,
@@ -99,7 +106,7 @@ pub(super) async fn content(
             seen: Some(seen),
         });
     }
-    let bytes = read_whole(&mut incoming, limits.max_request_bytes, limits.body_idle_timeout)
+    let (bytes, trailers) = read_whole(&mut incoming, limits.max_request_bytes, limits.body_idle_timeout)
         .await
         .map_err(|e| match e {
             ReadError::TooLarge => Problem::TooLarge {
@@ -123,7 +130,7 @@ pub(super) async fn content(
     };
     Ok(Content {
         complete,
-        body: RequestBody::whole(bytes.clone()),
+        body: RequestBody::trailed(bytes.clone(), trailers),
         bytes: Some(bytes),
         facts,
         seen: None,

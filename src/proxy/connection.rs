@@ -80,7 +80,7 @@ pub(super) async fn serve(worker: Rc<Worker>, client: Client, agent: Option<Rc<A
             },
         },
     };
-    let activity = Activity::new(worker.shared.clock.clone());
+    let activity = Activity::new(worker.shared.clock.clone(), !h2);
     let patience = Patience {
         head: limits.header_timeout,
         idle: limits.keep_alive_timeout,
@@ -140,7 +140,10 @@ pub(super) async fn serve(worker: Rc<Worker>, client: Client, agent: Option<Rc<A
         let parts = served.0.into_parts();
         let mut io = parts.io.into_inner();
         match connection.switched.take() {
-            Some(switched) => Box::pin(switched.relay(io, parts.read_buf, &drain)).await,
+            Some(switched) => {
+                activity.stop_following();
+                Box::pin(switched.relay(io, parts.read_buf, &drain)).await;
+            }
             // A client that is gone has nothing to be told.
             None => drop(io.shutdown().await),
         }

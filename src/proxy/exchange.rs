@@ -4,14 +4,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 
 use super::alarm::Alarm;
 use super::arrive::{self, Head};
-use super::body::RequestBody;
 use super::connection::Connection;
 use super::emit::{Account, Times};
 use super::forward::{Forwarded, Outgoing, forward, peek};
@@ -131,6 +129,9 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
         timeouts.first_byte,
         whole,
     );
+    if let Some(seen) = &seen {
+        alarm.mind(Rc::clone(seen), timeouts.idle);
+    }
     account.times.forwarded = Some(alarm.last_heard());
     let (head, downgraded, sent) = send(&worker, &snapshot, head, prepared, &mut alarm).await;
     let sent = match sent {
@@ -255,9 +256,7 @@ async fn send(
         Ok(outgoing) => outgoing,
         Err(problem) => return (head, downgraded, Err(problem)),
     };
-    if let (true, RequestBody::Whole(bytes)) = (changed, &body) {
-        outgoing.set_length(bytes.as_ref().map_or(0, Bytes::len));
-    }
+    outgoing.frame(&body, changed);
     let result = async {
         let spare = without_usage.is_some().then(|| outgoing.clone());
         if spare.is_some() {
@@ -280,11 +279,10 @@ async fn send(
         if forwarded.ended {
             forwarded.lease.give_back(worker.shared.clock.mono());
         }
-        outgoing.set_length(original.len());
-        let body = RequestBody::whole(original);
+        outgoing.frame(&original, true);
         // Rare, and as large as the first time: not part of what every exchange needs.
         let (forwarded, incoming) =
-            Box::pin(forward(worker, &head.upstream, outgoing, body, alarm)).await?;
+            Box::pin(forward(worker, &head.upstream, outgoing, original, alarm)).await?;
         // Only now is it certain that our asking was what the upstream objected to.
         if forwarded.head.status.is_success() {
             worker.shared.unwilling.insert(&head.upstream.name);
@@ -384,12 +382,19 @@ fn answer_problem(
         in_flight,
     );
     log(&account, &problem, code);
-    account.status = response.status().as_u16();
+    account.status = match problem {
+        // It left before there was a status, and does not see this one.
+        Problem::ClientGone => 0,
+        _ => response.status().as_u16(),
+    };
     account.error = Some(("fusebox".to_owned(), code.to_owned()));
     account.ended(match &problem {
-        Problem::UpstreamTimeout(_) => Outcome::Timeout,
+        Problem::UpstreamTimeout(_)
+        | Problem::UpstreamSilent(_)
+        | Problem::UploadStalled(_)
+        | Problem::TooLong => Outcome::Timeout,
         Problem::Connect(super::upstream::ConnectError::Timeout(_)) => Outcome::Timeout,
-        Problem::Connect(_) | Problem::Upstream(_) => Outcome::UpstreamError,
+        Problem::Connect(_) | Problem::Upstream(_) | Problem::BadRefusal(_) => Outcome::UpstreamError,
         Problem::ClientGone => Outcome::ClientAbort,
         _ => Outcome::Refused,
     });
@@ -410,7 +415,11 @@ fn log(account: &Account, problem: &Problem, code: &'static str) {
             tracing::warn!(%agent, %upstream, code, error = %e, "cannot reach the upstream");
         }
         Problem::Upstream(e) => tracing::warn!(%agent, %upstream, code, error = %e, "upstream failed"),
-        Problem::UpstreamTimeout(_) => tracing::warn!(%agent, %upstream, code, "upstream timed out"),
+        Problem::BadRefusal(why) => tracing::warn!(%agent, %upstream, code, why, "upstream failed"),
+        Problem::UpstreamTimeout(_)
+        | Problem::UpstreamSilent(_)
+        | Problem::UploadStalled(_)
+        | Problem::TooLong => tracing::warn!(%agent, %upstream, code, "upstream timed out"),
         _ => tracing::debug!(%agent, %upstream, code, "refused"),
     }
 }

@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue};
+use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TRAILER};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Uri, Version, response};
 use hyper::body::Incoming;
@@ -51,7 +51,7 @@ impl Outgoing {
         strip_request(&mut headers, &policy.identity.strip_headers);
         headers.insert(HOST, upstream.url.authority.clone());
         let target = target(&upstream.url.base_path, path, query)
-            .ok_or_else(|| Problem::CannotRewrite("the path is not a valid one".to_owned()))?;
+            .ok_or(Problem::Path)?;
         Ok(Self {
             method,
             target,
@@ -59,9 +59,20 @@ impl Outgoing {
         })
     }
 
-    /// Says the length of a body that is not the client's.
-    pub(super) fn set_length(&mut self, length: usize) {
-        self.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    /// Says the length of a body that is not the client's (`changed`), and none where trailers follow. Those are
+    /// announced, since what is not may be left out on the way (RFC 9110 §6.6.2).
+    pub(super) fn frame(&mut self, body: &RequestBody, changed: bool) {
+        if let Some(trailers) = body.trailers() {
+            self.headers.remove(CONTENT_LENGTH);
+            if !self.headers.contains_key(TRAILER) {
+                let names: Vec<&str> = trailers.keys().map(HeaderName::as_str).collect();
+                if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
+                    self.headers.insert(TRAILER, names);
+                }
+            }
+        } else if changed && let Some(length) = body.length() {
+            self.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
     }
 
     /// Asks for an answer that is not compressed.
@@ -143,7 +154,7 @@ pub(super) async fn forward(
             .await
         };
         match sent {
-            None => return Err(Problem::UpstreamTimeout(upstream.timeouts.first_byte)),
+            None => return Err(alarm.problem()),
             Some(Ok(response)) => {
                 let (head, incoming) = response.into_parts();
                 return Ok((
@@ -184,7 +195,7 @@ pub(super) async fn peek(
         })
         .await;
         match frame {
-            Err(()) => return Err(Problem::UpstreamTimeout(silence)),
+            Err(()) => return Err(Problem::UpstreamSilent(silence)),
             Ok(None) => forwarded.ended = true,
             Ok(Some(Err(e))) => return Err(Problem::Upstream(e)),
             Ok(Some(Ok(frame))) => {

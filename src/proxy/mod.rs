@@ -26,6 +26,7 @@ mod drain;
 mod emit;
 mod exchange;
 mod forward;
+mod framing;
 mod headers;
 mod identify;
 mod local;

@@ -43,6 +43,8 @@ struct Parts {
     hider: Option<Box<Hider>>,
     /// To be handed on before anything else.
     ready: VecDeque<Bytes>,
+    /// Trailers, which come after whatever the hider held.
+    trailers: Option<Frame<Bytes>>,
     /// The upstream's answer was read to its end.
     upstream_ended: bool,
 }
@@ -76,6 +78,7 @@ impl Relay {
             alarm,
             hider: hider.map(Box::new),
             ready: VecDeque::new(),
+            trailers: None,
             upstream_ended: ended,
         };
         if !prefix.is_empty() {
@@ -98,6 +101,9 @@ impl Parts {
             if let Some(bytes) = self.ready.pop_front() {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
+            if let Some(trailers) = self.trailers.take() {
+                return Poll::Ready(Some(Ok(trailers)));
+            }
             if self.upstream_ended {
                 return Poll::Ready(None);
             }
@@ -113,7 +119,12 @@ impl Parts {
                 Poll::Ready(Some(Ok(frame))) => {
                     self.alarm.heard();
                     let Some(data) = frame.data_ref() else {
-                        return Poll::Ready(Some(Ok(frame)));
+                        let Some(hider) = &mut self.hider else {
+                            return Poll::Ready(Some(Ok(frame)));
+                        };
+                        hider.end(&mut |bytes| self.ready.push_back(bytes));
+                        self.trailers = Some(frame);
+                        continue;
                     };
                     self.see(data);
                     let Some(hider) = &mut self.hider else {
@@ -150,6 +161,7 @@ impl Parts {
     /// Whether nothing more will be handed on.
     fn is_done(&self) -> bool {
         self.ready.is_empty()
+            && self.trailers.is_none()
             && (self.upstream_ended || (self.hider.is_none() && self.incoming.is_end_stream()))
     }
 

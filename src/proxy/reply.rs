@@ -24,8 +24,10 @@ pub(super) enum Problem {
     Method,
     /// No `Host`, more than one, or an impossible one.
     Host,
-    /// `Content-Length` and `Transfer-Encoding` together.
+    /// `Content-Length` and `Transfer-Encoding` together, or a length that has more than one reading.
     TwoLengths,
+    /// The path cannot be sent to the upstream.
+    Path,
     /// The request body is too large.
     TooLarge {
         /// The bound in bytes.
@@ -45,8 +47,16 @@ pub(super) enum Problem {
     Connect(ConnectError),
     /// The upstream broke before it answered.
     Upstream(hyper::Error),
-    /// The upstream did not answer in time.
+    /// The upstream did not begin to answer in time.
     UpstreamTimeout(Duration),
+    /// The upstream fell silent inside an answer of which the client has nothing yet.
+    UpstreamSilent(Duration),
+    /// The upstream took nothing of the request body for so long.
+    UploadStalled(Duration),
+    /// The exchange took longer than it may as a whole.
+    TooLong,
+    /// The upstream did not switch protocols, and what it said instead cannot be passed on.
+    BadRefusal(String),
 }
 
 /// What is said about a problem, apart from its numbers.
@@ -91,7 +101,7 @@ pub(super) fn refuse(
         .extend(rendered.headers.into_iter().map(|(k, v)| (Some(k), v)));
     if matches!(
         problem,
-        Problem::TwoLengths | Problem::TooLarge { .. } | Problem::TooSlow
+        Problem::TwoLengths | Problem::TooLarge { .. } | Problem::TooSlow | Problem::UploadStalled(_)
     ) {
         // What is left of the body will not be read, so nothing after it can be.
         response
@@ -131,7 +141,17 @@ fn words(problem: &Problem) -> Words {
             400,
             RefusalKind::BadRequest,
             "fusebox_two_lengths",
-            "the request has both Content-Length and Transfer-Encoding; send one of them".into(),
+            "the request gives the length of its body in more than one way; \
+             send either Transfer-Encoding or one plain Content-Length"
+                .into(),
+        ),
+        Problem::Path => words(
+            400,
+            RefusalKind::BadRequest,
+            "fusebox_bad_path",
+            "the path of the request, put behind that of the upstream's URL, is too long or not a valid one; \
+             shorten or encode it"
+                .into(),
         ),
         Problem::TooLarge { limit } => words(
             413,
@@ -187,31 +207,58 @@ fn words(problem: &Problem) -> Words {
             400,
             RefusalKind::BadRequest,
             "fusebox_cannot_rewrite",
-            format!("an incident response requires another model, but this request cannot be changed: {why}"),
+            format!(
+                "an incident response requires another model, but this request cannot be changed: {why}; \
+                 send it uncompressed with one `model` that is a string"
+            ),
         ),
         Problem::Connect(ConnectError::Timeout(limit)) => words(
             504,
             RefusalKind::UpstreamTimeout,
             "fusebox_upstream_connect_timeout",
-            format!("fusebox had no connection to the upstream after {limit:?}"),
+            format!("fusebox had no connection to the upstream after {limit:?} (timeouts.connect)"),
         ),
         Problem::Connect(_) => words(
             502,
             RefusalKind::UpstreamUnreachable,
             "fusebox_upstream_unreachable",
-            "fusebox could not connect to the upstream".into(),
+            "fusebox could not connect to the upstream; its log says why".into(),
         ),
         Problem::Upstream(_) => words(
             502,
             RefusalKind::UpstreamUnreachable,
             "fusebox_upstream_broke",
-            "the upstream broke the connection before it answered".into(),
+            "the upstream broke the connection before it answered; try again".into(),
         ),
         Problem::UpstreamTimeout(limit) => words(
             504,
             RefusalKind::UpstreamTimeout,
             "fusebox_upstream_timeout",
-            format!("the upstream did not begin to answer within {limit:?}"),
+            format!("the upstream did not begin to answer within {limit:?} (timeouts.first_byte)"),
+        ),
+        Problem::UpstreamSilent(limit) => words(
+            504,
+            RefusalKind::UpstreamTimeout,
+            "fusebox_upstream_silent",
+            format!("the upstream began to answer and was then silent for {limit:?} (timeouts.idle)"),
+        ),
+        Problem::UploadStalled(limit) => words(
+            504,
+            RefusalKind::UpstreamTimeout,
+            "fusebox_upload_stalled",
+            format!("the upstream took nothing of the request body for {limit:?} (timeouts.idle)"),
+        ),
+        Problem::TooLong => words(
+            504,
+            RefusalKind::UpstreamTimeout,
+            "fusebox_too_long",
+            "the exchange took longer than it may as a whole (timeouts.total)".into(),
+        ),
+        Problem::BadRefusal(why) => words(
+            502,
+            RefusalKind::UpstreamUnreachable,
+            "fusebox_upstream_refusal_unreadable",
+            format!("the upstream did not switch protocols, and its answer cannot be passed on: {why}"),
         ),
     }
 }
@@ -223,4 +270,50 @@ fn spread(wait: Duration, request_id: &RequestId) -> Duration {
     static KEY: OnceLock<RandomState> = OnceLock::new();
     let share = KEY.get_or_init(RandomState::new).hash_one(request_id.as_str()) % 256;
     wait + wait.mul_f64(share as f64 / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message says what is wrong and what can be done about it, and blames an incident only where one is the cause.
+    #[test]
+    fn each_problem_is_named_with_its_remedy() {
+        let limit = Duration::from_secs(7);
+        for (problem, status, names) in [
+            (Problem::NoUpstream, 404, &["upstreams", "--upstream"][..]),
+            (Problem::Method, 405, &["base URL"]),
+            (Problem::Host, 400, &["Host"]),
+            (Problem::TwoLengths, 400, &["Transfer-Encoding", "Content-Length"]),
+            (Problem::Path, 400, &["path", "shorten"]),
+            (Problem::TooLarge { limit: 9 }, 413, &["9 bytes", "limits.max_request_bytes"]),
+            (Problem::TooSlow, 408, &["limits.body_idle_timeout"]),
+            (Problem::ClientGone, 400, &["before it was complete"]),
+            (Problem::Overloaded, 503, &["limits.max_waiting"]),
+            (
+                Problem::CannotRewrite("it names no model".into()),
+                400,
+                &["incident", "it names no model", "send it"],
+            ),
+            (Problem::Connect(ConnectError::Timeout(limit)), 504, &["7s", "timeouts.connect"]),
+            (Problem::Connect(ConnectError::NoAddress), 502, &["could not connect"]),
+            (Problem::UpstreamTimeout(limit), 504, &["7s", "timeouts.first_byte"]),
+            (Problem::UpstreamSilent(limit), 504, &["7s", "timeouts.idle"]),
+            (Problem::UploadStalled(limit), 504, &["7s", "timeouts.idle", "request body"]),
+            (Problem::TooLong, 504, &["timeouts.total"]),
+            (Problem::BadRefusal("too much".into()), 502, &["switch protocols", "too much"]),
+        ] {
+            let words = words(&problem);
+            assert_eq!(words.status, status, "{problem:?}");
+            for name in names {
+                assert!(words.message.contains(name), "{problem:?}: {}", words.message);
+            }
+            assert_eq!(
+                words.message.contains("incident"),
+                matches!(problem, Problem::CannotRewrite(_)),
+                "{problem:?}: {}",
+                words.message
+            );
+        }
+    }
 }

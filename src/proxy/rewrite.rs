@@ -25,7 +25,7 @@ pub(super) struct Prepared {
     /// The body is not what the client sent, so its length has to be said anew.
     pub(super) changed: bool,
     /// The client's own body, where usage was asked for on its behalf: sent again if the upstream objects.
-    pub(super) without_usage: Option<Bytes>,
+    pub(super) without_usage: Option<RequestBody>,
     pub(super) downgraded: Option<Downgraded>,
 }
 
@@ -76,14 +76,14 @@ pub(super) fn prepare(
             Err(why) => actions.push(ActionTaken::DowngradeSkipped { why }),
             Ok(None) => {}
             Ok(Some(change)) => {
-                let rewritten = replace_model(&head.route, &facts, &head.path, &bytes, &change.to, false)
+                let rewritten = replace_model(&head.route, &facts, &head.path, &bytes, &change.to)
                     .map_err(|e| Problem::CannotRewrite(e.to_string()))?;
                 if let Some(path) = rewritten.path {
                     prepared.path = path;
                 }
                 if let Some(body) = rewritten.body {
                     bytes = Bytes::from(body);
-                    prepared.body = RequestBody::whole(bytes.clone());
+                    prepared.body = prepared.body.holding(bytes.clone());
                     prepared.changed = true;
                 }
                 actions.push(ActionTaken::ModelDowngraded {
@@ -101,8 +101,8 @@ pub(super) fn prepare(
         && !is_signed(head)
         && let Some(asking) = inject(&head.route, &facts, &bytes)
     {
-        prepared.without_usage = Some(bytes);
-        prepared.body = RequestBody::whole(Bytes::from(asking));
+        let asking = prepared.body.holding(Bytes::from(asking));
+        prepared.without_usage = Some(std::mem::replace(&mut prepared.body, asking));
         prepared.changed = true;
         actions.push(ActionTaken::UsageRequested);
     }
@@ -126,6 +126,10 @@ fn target(
             to: to.unwrap_or_default().to_owned(),
             incident: directive.incident.to_string(),
         }));
+    }
+    if facts.unread {
+        // The path names the model, but what the model has to be able to do stands in the body.
+        return Err("the request body cannot be read, so what it needs is not known".to_owned());
     }
     let Some(from) = facts.decisive_model(route) else {
         return Err("the request names no model".to_owned());

@@ -92,8 +92,8 @@ pub(super) async fn ask(worker: &Worker, head: &Head) -> Result<Asked, Problem> 
         #[expect(clippy::disallowed_methods, reason = "bounded by Limited")]
         let body = timeout(upstream.timeouts.idle, Limited::new(body, MAX_REFUSAL).collect())
             .await
-            .map_err(|_| Problem::UpstreamTimeout(upstream.timeouts.idle))?
-            .map_err(|e| Problem::CannotRewrite(format!("the upstream's answer cannot be read: {e}")))?;
+            .map_err(|_| Problem::UpstreamSilent(upstream.timeouts.idle))?
+            .map_err(|e| Problem::BadRefusal(e.to_string()))?;
         return Ok(Asked::Declined(Response::from_parts(parts, body.to_bytes())));
     }
     let mut answer = Response::new(());

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::framing::Framing;
 use crate::clock::Clock;
 use crate::types::time::Mono;
 
@@ -18,7 +19,9 @@ pub(crate) struct Activity {
     clock: Clock,
     in_flight: Cell<u32>,
     idle_since: Cell<Mono>,
-    framing: RefCell<HeadFraming>,
+    /// Requests that were begun, and where they lie in what was read; the latter for HTTP/1 alone.
+    begun: Cell<u64>,
+    framing: RefCell<Option<Framing>>,
     head_since: Cell<Option<Mono>>,
     write_blocked_since: Cell<Option<Mono>>,
 }
@@ -46,28 +49,41 @@ pub(crate) struct Watched<T> {
 pub(crate) struct InFlight(Rc<Activity>);
 
 impl Activity {
-    pub(crate) fn new(clock: Clock) -> Rc<Self> {
+    pub(crate) fn new(clock: Clock, http1: bool) -> Rc<Self> {
         let now = clock.mono();
         Rc::new(Self {
             clock,
             in_flight: Cell::new(0),
             idle_since: Cell::new(now),
-            framing: RefCell::default(),
+            begun: Cell::new(0),
+            framing: RefCell::new(http1.then(Framing::default)),
             head_since: Cell::new(None),
             write_blocked_since: Cell::new(None),
         })
     }
 
+    /// Begins the exchange of the next request.
     pub(crate) fn begin(self: &Rc<Self>) -> InFlight {
+        self.begun.set(self.begun.get() + 1);
+        self.mark()
+    }
+
+    fn mark(self: &Rc<Self>) -> InFlight {
         self.in_flight.set(self.in_flight.get() + 1);
         self.head_since.set(None);
         InFlight(Rc::clone(self))
     }
 
-    /// Whether the head that was read last gives its body's length in two ways, of which only one can be true
+    /// Whether the request that was begun last gives its body's length in two ways, of which only one can be true
     /// (RFC 9112 §6.3): what other software would make of it cannot be known.
     pub(crate) fn framing_conflicts(&self) -> bool {
-        self.framing.borrow().conflicts()
+        let framing = self.framing.borrow();
+        framing.as_ref().is_some_and(|f| f.conflicts(self.begun.get()))
+    }
+
+    /// What comes now is no HTTP any more.
+    pub(crate) fn stop_following(&self) {
+        self.framing.replace(None);
     }
 
     /// Zero when the client used up its patience, else how long it may still take at least.
@@ -88,81 +104,10 @@ impl Activity {
     }
 }
 
-/// Looks at the lines of a request head for the two headers that say how long its body is.
-///
-/// hyper obeys `Transfer-Encoding` and drops `Content-Length` before anybody else sees it, which is safe for us and
-/// hides that the client may have meant something else.
-#[derive(Debug, Default)]
-struct HeadFraming {
-    /// The beginning of the line that is being read; a name may come in pieces.
-    line: LineStart,
-    over: bool,
-    length: bool,
-    chunked: bool,
-}
-
-/// Long enough for the longer of the two names and its colon.
-const NAME: usize = "transfer-encoding:".len();
-
-#[derive(Debug, Default)]
-struct LineStart {
-    bytes: [u8; NAME],
-    len: usize,
-}
-
-impl HeadFraming {
-    fn conflicts(&self) -> bool {
-        self.length && self.chunked
-    }
-
-    fn see(&mut self, mut read: &[u8]) {
-        while !self.over && !read.is_empty() {
-            let end = memchr::memchr(b'\n', read);
-            let (part, rest) = match end {
-                Some(end) => (
-                    read.get(..end).unwrap_or_default(),
-                    read.get(end + 1..).unwrap_or_default(),
-                ),
-                None => (read, &[][..]),
-            };
-            let line = &mut self.line;
-            if line.len == 0 && end.is_some() {
-                self.line_is(part);
-            } else {
-                let room = NAME - line.len;
-                let taken = part.get(..room.min(part.len())).unwrap_or_default();
-                if let Some(into) = line.bytes.get_mut(line.len..line.len + taken.len()) {
-                    into.copy_from_slice(taken);
-                }
-                line.len += taken.len();
-                if end.is_some() {
-                    let line = std::mem::take(&mut self.line);
-                    self.line_is(line.bytes.get(..line.len).unwrap_or_default());
-                }
-            }
-            read = rest;
-        }
-    }
-
-    fn line_is(&mut self, line: &[u8]) {
-        let named = |name: &str| {
-            line.get(..name.len())
-                .is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
-        };
-        match line.first() {
-            None => self.over = true,
-            Some(b'\r') if line.len() == 1 => self.over = true,
-            Some(b'c' | b'C') => self.length |= named("content-length:"),
-            Some(b't' | b'T') => self.chunked |= named("transfer-encoding:"),
-            Some(_) => {}
-        }
-    }
-}
-
 impl InFlight {
     /// Another mark on the same connection.
     pub(crate) fn again(&self) -> Self {
-        self.0.begin()
+        self.0.mark()
     }
 }
 
@@ -171,7 +116,13 @@ impl Drop for InFlight {
         let activity = &self.0;
         activity.in_flight.set(activity.in_flight.get().saturating_sub(1));
         if activity.in_flight.get() == 0 {
-            activity.idle_since.set(activity.clock.mono());
+            let now = activity.clock.mono();
+            activity.idle_since.set(now);
+            let framing = activity.framing.borrow();
+            if framing.as_ref().is_some_and(Framing::is_inside_head) {
+                // It came with the request before; its time begins now.
+                activity.head_since.set(Some(now));
+            }
         }
     }
 }
@@ -214,12 +165,14 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         }
         let activity = &this.activity;
         let read = buf.filled().get(before..).unwrap_or_default();
-        if !read.is_empty() && activity.in_flight.get() == 0 {
-            if activity.head_since.get().is_none() {
-                activity.head_since.set(Some(activity.clock.mono()));
-                activity.framing.replace(HeadFraming::default());
-            }
-            activity.framing.borrow_mut().see(read);
+        if read.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        if activity.in_flight.get() == 0 && activity.head_since.get().is_none() {
+            activity.head_since.set(Some(activity.clock.mono()));
+        }
+        if let Some(framing) = &mut *activity.framing.borrow_mut() {
+            framing.see(read);
         }
         Poll::Ready(Ok(()))
     }
@@ -252,40 +205,5 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::HeadFraming;
-
-    #[test]
-    fn two_lengths_are_seen_however_the_head_is_split() {
-        for (head, conflict) in [
-            ("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n", false),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", false),
-            (
-                "POST / HTTP/1.1\r\ncontent-LENGTH: 3\r\ntransfer-encoding: chunked\r\n\r\n",
-                true,
-            ),
-            (
-                "POST / HTTP/1.1\nTransfer-Encoding: chunked\nA: b\nContent-Length: 3\n\n",
-                true,
-            ),
-            (
-                "POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\ntransfer-encoding: chunked\r\n",
-                false,
-            ),
-            (
-                "POST / HTTP/1.1\r\nX-Content-Length: 3\r\ntransfer-encoding: chunked\r\n\r\n",
-                false,
-            ),
-        ] {
-            for size in 1..=head.len() {
-                let mut framing = HeadFraming::default();
-                head.as_bytes().chunks(size).for_each(|piece| framing.see(piece));
-                assert_eq!(framing.conflicts(), conflict, "{head:?} in pieces of {size}");
-            }
-        }
     }
 }
