@@ -236,6 +236,10 @@ mod accepting {
         let pauses = pauses.into_inner();
         assert_eq!(pauses.len(), 10_000);
         assert_eq!(pauses[0].as_millis(), 50);
-        assert!(pauses.is_sorted() && pauses.last() == Some(&MAX_PAUSE), "{:?}", pauses.last());
+        assert!(
+            pauses.is_sorted() && pauses.last() == Some(&MAX_PAUSE),
+            "{:?}",
+            pauses.last()
+        );
     }
 }

@@ -19,7 +19,7 @@ struct Served {
     address: String,
     handle: Handle,
     stop: CancellationToken,
-    ended: tokio::task::JoinHandle<io::Result<()>>,
+    ended: tokio::task::JoinHandle<()>,
 }
 
 /// An answer, taken apart.
@@ -439,7 +439,7 @@ async fn a_unix_socket_is_for_its_owner() {
     let taken = AdminListener::bind(&w).await.unwrap_err();
     assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
     s.stop.cancel();
-    timeout(PATIENCE, s.ended).await.unwrap().unwrap().unwrap();
+    timeout(PATIENCE, s.ended).await.unwrap().unwrap();
     assert!(path.exists(), "a stale socket is the point of what follows");
     AdminListener::bind(&w).await.unwrap();
 
@@ -472,11 +472,7 @@ async fn stopping_ends_idle_connections_at_once() {
     assert!(idle.read(&mut some).await.unwrap() > 0);
     s.stop.cancel();
     // Less than the grace that a request under way would have.
-    timeout(Duration::from_secs(4), s.ended)
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    timeout(Duration::from_secs(4), s.ended).await.unwrap().unwrap();
 }
 
 #[tokio::test]

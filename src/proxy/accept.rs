@@ -157,7 +157,9 @@ async fn accept_loop(
             }
         };
         failures = 0;
-        let Some(permit) = permit(&worker).await else { return };
+        let Some(permit) = permit(&worker).await else {
+            return;
+        };
         let worker = Rc::clone(&worker);
         let agent = agent.clone();
         let tls = tls.clone();

@@ -225,9 +225,7 @@ impl Passing {
         let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) else {
             let idle = self.idle;
             if self.pause.is_none() {
-                self.seen
-                    .progress
-                    .set(Progress::Paused(self.clock.mono(), idle));
+                self.seen.progress.set(Progress::Paused(self.clock.mono(), idle));
             }
             let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(idle)));
             ready!(pause.as_mut().poll(cx));

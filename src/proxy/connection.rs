@@ -29,6 +29,11 @@ use crate::types::ids::AgentId;
 /// What an HTTP/2 client sends first (RFC 9113 §3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// How much of a request may be read ahead, and how much of an answer may wait to be written to one client (to one
+/// stream of it, with HTTP/2), in bytes. It is what a client that does not read costs, and enough for a fast one: more
+/// is written as soon as some of it was taken.
+const BUFFER: usize = 64 * 1024;
+
 /// How much a write may stall behind a client that does not read.
 const WRITE_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -110,6 +115,7 @@ pub(super) async fn serve(worker: Rc<Worker>, client: Client, agent: Option<Rc<A
             .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
             .auto_date_header(false)
             .adaptive_window(true)
+            .max_send_buf_size(BUFFER)
             .serve_connection(io, service);
         // Boxed, here and below, so that neither kind of connection holds room for the other.
         Box::pin(until_done(
@@ -124,6 +130,7 @@ pub(super) async fn serve(worker: Rc<Worker>, client: Client, agent: Option<Rc<A
         let served = http1::Builder::new()
             .auto_date_header(false)
             .max_header_size(limits.max_header_bytes)
+            .max_buf_size(limits.max_header_bytes.max(BUFFER))
             .serve_connection(io, service);
         let mut served = Box::new(KeepingIo(served));
         let ended = until_done(

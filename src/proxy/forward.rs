@@ -50,8 +50,7 @@ impl Outgoing {
     ) -> Result<Self, Problem> {
         strip_request(&mut headers, &policy.identity.strip_headers);
         headers.insert(HOST, upstream.url.authority.clone());
-        let target = target(&upstream.url.base_path, path, query)
-            .ok_or(Problem::Path)?;
+        let target = target(&upstream.url.base_path, path, query).ok_or(Problem::Path)?;
         Ok(Self {
             method,
             target,

@@ -64,11 +64,7 @@ impl Framing {
                 }
                 At::Chunk(left) => {
                     let (left, rest) = pass(left, read);
-                    self.at = if left == 0 {
-                        At::ChunkSize
-                    } else {
-                        At::Chunk(left)
-                    };
+                    self.at = if left == 0 { At::ChunkSize } else { At::Chunk(left) };
                     read = rest;
                 }
                 At::Start | At::Head | At::ChunkSize | At::Trailers => {
@@ -191,10 +187,7 @@ mod tests {
         whole.see(bytes.as_bytes());
         for size in 1..=bytes.len() {
             let mut framing = Framing::default();
-            bytes
-                .as_bytes()
-                .chunks(size)
-                .for_each(|piece| framing.see(piece));
+            bytes.as_bytes().chunks(size).for_each(|piece| framing.see(piece));
             assert_eq!(found(&framing), found(&whole), "{bytes:?} in pieces of {size}");
             assert_eq!(framing.heads, whole.heads, "{bytes:?} in pieces of {size}");
         }
@@ -210,8 +203,7 @@ mod tests {
         let get = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
         let sized = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nab\r\n\n";
         let empty = "POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n";
-        let chunked =
-            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\na\n\n\r\nA\r\n0123456789\r\n0\r\nx-t: 1\r\n\r\n";
+        let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\na\n\n\r\nA\r\n0123456789\r\n0\r\nx-t: 1\r\n\r\n";
         for before in [
             vec![],
             vec![get],
@@ -237,9 +229,18 @@ mod tests {
     #[test]
     fn what_only_looks_like_two_lengths_is_none() {
         for (bytes, heads) in [
-            ("POST / HTTP/1.1\r\nX-Content-Length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 1),
-            ("POST / HTTP/1.1\r\nContent-Length: 30\r\n\r\ntransfer-encoding: chunked\r\n\r\n", 1),
-            ("POST / HTTP/1.1\nTransfer-Encoding: chunked\nA: b\n\n0\n\nGET / HTTP/1.1\n\n", 2),
+            (
+                "POST / HTTP/1.1\r\nX-Content-Length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+                1,
+            ),
+            (
+                "POST / HTTP/1.1\r\nContent-Length: 30\r\n\r\ntransfer-encoding: chunked\r\n\r\n",
+                1,
+            ),
+            (
+                "POST / HTTP/1.1\nTransfer-Encoding: chunked\nA: b\n\n0\n\nGET / HTTP/1.1\n\n",
+                2,
+            ),
             (
                 "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\ncontent-length: 3\r\n\r\nGET / HTTP/1.1\r\n\r\n",
                 2,
@@ -254,8 +255,16 @@ mod tests {
         for (bytes, heads, n) in [
             ("POST / HTTP/1.1\r\nContent-Length: +3\r\n\r\n", 1, 1),
             ("POST / HTTP/1.1\r\nContent-Length: 3, 3\r\n\r\n", 1, 1),
-            ("POST / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n", 1, 1),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 1, 2),
+            (
+                "POST / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+                1,
+                1,
+            ),
+            (
+                "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+                1,
+                2,
+            ),
         ] {
             assert_eq!(conflict(bytes, heads), Some(n), "{bytes}");
         }

@@ -286,7 +286,11 @@ mod tests {
             (Problem::Host, 400, &["Host"]),
             (Problem::TwoLengths, 400, &["Transfer-Encoding", "Content-Length"]),
             (Problem::Path, 400, &["path", "shorten"]),
-            (Problem::TooLarge { limit: 9 }, 413, &["9 bytes", "limits.max_request_bytes"]),
+            (
+                Problem::TooLarge { limit: 9 },
+                413,
+                &["9 bytes", "limits.max_request_bytes"],
+            ),
             (Problem::TooSlow, 408, &["limits.body_idle_timeout"]),
             (Problem::ClientGone, 400, &["before it was complete"]),
             (Problem::Overloaded, 503, &["limits.max_waiting"]),
@@ -295,13 +299,33 @@ mod tests {
                 400,
                 &["incident", "it names no model", "send it"],
             ),
-            (Problem::Connect(ConnectError::Timeout(limit)), 504, &["7s", "timeouts.connect"]),
-            (Problem::Connect(ConnectError::NoAddress), 502, &["could not connect"]),
-            (Problem::UpstreamTimeout(limit), 504, &["7s", "timeouts.first_byte"]),
+            (
+                Problem::Connect(ConnectError::Timeout(limit)),
+                504,
+                &["7s", "timeouts.connect"],
+            ),
+            (
+                Problem::Connect(ConnectError::NoAddress),
+                502,
+                &["could not connect"],
+            ),
+            (
+                Problem::UpstreamTimeout(limit),
+                504,
+                &["7s", "timeouts.first_byte"],
+            ),
             (Problem::UpstreamSilent(limit), 504, &["7s", "timeouts.idle"]),
-            (Problem::UploadStalled(limit), 504, &["7s", "timeouts.idle", "request body"]),
+            (
+                Problem::UploadStalled(limit),
+                504,
+                &["7s", "timeouts.idle", "request body"],
+            ),
             (Problem::TooLong, 504, &["timeouts.total"]),
-            (Problem::BadRefusal("too much".into()), 502, &["switch protocols", "too much"]),
+            (
+                Problem::BadRefusal("too much".into()),
+                502,
+                &["switch protocols", "too much"],
+            ),
         ] {
             let words = words(&problem);
             assert_eq!(words.status, status, "{problem:?}");

@@ -357,6 +357,30 @@ async fn a_model_is_downgraded_in_place_and_said_so() {
         assert!(answer.json()["error"]["message"].is_string());
         assert_eq!(upstream.count(), before, "{body}");
     }
+    // Where the path names the model, what the request needs still stands in the body: one that cannot be read keeps
+    // its model.
+    let path = "/openai/deployments/gpt-4o/chat/completions";
+    for (id, body, kind) in [
+        ("compressed", "\u{1f}packed", "downgrade_skipped"),
+        ("unreadable", "{\"messages\"", "downgrade_skipped"),
+        ("plain", "{\"messages\":[]}", "model_downgraded"),
+    ] {
+        let mut ask = Ask::post(path, body)
+            .header("x-agent-id", "loud")
+            .header("x-execution-id", "run-1")
+            .header("x-request-id", id);
+        if id == "compressed" {
+            ask = ask.header("content-encoding", "gzip");
+        }
+        assert_eq!(fusebox.ask(&ask).await.status(), 200, "{id}");
+        let skipped = kind == "downgrade_skipped";
+        let target = upstream.seen().pop().unwrap().message.target().to_owned();
+        assert_eq!(target == path, skipped, "{id}: {target}");
+        let observation = last_with(&fusebox, id, |o| o["actions"] != json!([])).await;
+        assert_eq!(observation["actions"][0]["kind"], kind, "{observation}");
+        let why = observation["actions"].to_string();
+        assert_eq!(why.contains("cannot be read"), skipped, "{why}");
+    }
     // Others are not touched.
     fusebox.ask(&call("quiet", "q")).await;
     assert_eq!(upstream.seen().pop().unwrap().text(), BODY);

@@ -3,6 +3,7 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -268,6 +269,30 @@ async fn a_config_map_that_is_swapped_is_read() {
     })
     .await;
     assert_eq!(answered(&fusebox).await, "\"three\"");
+}
+
+#[tokio::test]
+async fn a_file_that_is_missing_for_a_moment_is_waited_for() {
+    let (one, two) = (named("one").await, named("two").await);
+    let fusebox = Fusebox::start(&Config::new(&one).with("watch: true")).await;
+    let new = Config::new(&two).with("watch: true").text(fusebox.directory());
+    std::fs::remove_file(fusebox.config_path()).unwrap();
+    // Longer than a directory has to be quiet, so that the file is looked for while it is away.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    fusebox.write_config(&new);
+    eventually("the new file is in force", async || {
+        (answered(&fusebox).await == "\"two\"").then_some(())
+    })
+    .await;
+    let log = fusebox.log_text();
+    assert!(!log.contains("not reloaded"), "{log}");
+    // One that stays away is told.
+    std::fs::remove_file(fusebox.config_path()).unwrap();
+    eventually("the missing file is told", async || {
+        last_reload(&fusebox).await.filter(|l| l["ok"] == false)
+    })
+    .await;
+    assert_eq!(answered(&fusebox).await, "\"two\"");
 }
 
 #[tokio::test]

@@ -17,6 +17,9 @@ use super::io::UpstreamIo;
 use crate::proxy::body::RequestBody;
 use crate::proxy::local::LocalExecutor;
 
+/// How much of an answer may be read ahead of a client that takes its time, and so the largest head of one, in bytes.
+const BUFFER: usize = 64 * 1024;
+
 /// What one HTTP/2 answer may have on its way to us, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
 
@@ -61,7 +64,11 @@ impl Link {
             drop(tokio::task::spawn_local(connection));
             Ok(Self::H2 { send })
         } else {
-            let (send, connection) = http1::handshake(io).await.map_err(ConnectError::Http)?;
+            let (send, connection) = http1::Builder::new()
+                .max_buf_size(BUFFER)
+                .handshake(io)
+                .await
+                .map_err(ConnectError::Http)?;
             Ok(Self::H1 {
                 send,
                 driver: Some(Box::pin(connection)),

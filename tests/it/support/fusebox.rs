@@ -119,6 +119,20 @@ impl Fusebox {
     pub(crate) async fn start_args(directory: TempDir, args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut command = program();
         command.arg("run").args(args).envs(env.iter().copied());
+        Self::start_command(directory, command).await
+    }
+
+    /// Starts `fusebox run` with these arguments where a shell has run `first`.
+    pub(crate) async fn start_after(directory: TempDir, first: &str, args: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        let script = format!("{first} && exec \"$0\" run \"$@\"");
+        command
+            .args(["-c", &script, env!("CARGO_BIN_EXE_fusebox")])
+            .args(args);
+        Self::start_command(directory, command).await
+    }
+
+    async fn start_command(directory: TempDir, mut command: Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -252,11 +266,28 @@ impl Fusebox {
             .is_none()
     }
 
+    /// A line of what the system tells about it, `/proc/PID/FILE`.
+    pub(crate) fn told(&self, file: &str, name: &str) -> Option<String> {
+        let all = std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).ok()?;
+        all.lines().find(|l| l.starts_with(name)).map(str::to_owned)
+    }
+
+    /// The memory that it has now, in KiB, where the system tells.
+    pub(crate) fn memory_kib(&self) -> Option<u64> {
+        self.told("status", "VmRSS:")?
+            .split_whitespace()
+            .nth(1)?
+            .parse()
+            .ok()
+    }
+
     /// The most memory it had at once, in KiB, where the system tells.
     pub(crate) fn memory_peak_kib(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
-        let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
-        line.split_whitespace().nth(1)?.parse().ok()
+        self.told("status", "VmHWM:")?
+            .split_whitespace()
+            .nth(1)?
+            .parse()
+            .ok()
     }
 
     /// What it has logged.
