@@ -196,9 +196,9 @@ pub(super) enum Http2Word {
 pub(super) struct TimeoutsFile {
     /// To have a connection, TLS included.
     pub(super) connect: Opt<DurationText>,
-    /// From the end of the request to the head of the answer.
+    /// From the end of the request to the head of the answer; a body on its way has until then what `idle` says.
     pub(super) first_byte: Opt<DurationText>,
-    /// Between two parts of the answer.
+    /// Between two parts of the answer, and between two parts of a request body that is passed on.
     pub(super) idle: Opt<DurationText>,
     /// The whole exchange; without it there is no limit.
     pub(super) total: Opt<DurationText>,
@@ -218,7 +218,7 @@ pub(super) struct UpstreamTlsFile {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct IdentityFile {
-    /// Where the agent is looked for; the first hit wins.
+    /// Where the agent is looked for; the first hit wins. Without `path`, paths of `/agents/ID/` go on as they are.
     pub(super) agent_order: Option<Vec<At<AgentSourceWord>>>,
     /// Request headers that name an agent.
     pub(super) agent_headers: Option<Vec<At<String>>>,
@@ -278,7 +278,7 @@ pub(super) struct LimitsFile {
     /// Agents told apart; one that is silent for an hour makes room when room is short, the rest share one slot.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(super) max_agents: Opt<u64>,
-    /// Client connections at once; more wait to be accepted.
+    /// Client connections at once; more wait, in the kernel's queue, until others leave. Each needs two open files.
     #[schemars(range(min = 1, max = 10_000_000))]
     pub(super) max_connections: Opt<u64>,
     /// How long a client may take to send a request head.
