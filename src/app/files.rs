@@ -10,19 +10,18 @@ const SPARE: u64 = 512;
 /// Many systems start a program with 1024, for the sake of old ones that count on small numbers, and leave it to each
 /// to ask for more.
 pub(super) fn make_room(max_connections: usize) {
+    let needed = needed(max_connections);
     let limit = getrlimit(Resource::Nofile);
     let mut allowed = limit.current;
     if limit.current != limit.maximum {
-        let raised = Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
-        };
-        match setrlimit(Resource::Nofile, raised) {
-            Ok(()) => allowed = limit.maximum,
-            Err(e) => tracing::warn!(error = %e, "cannot raise the limit on open files"),
-        }
+        // Some systems name a maximum that they do not grant; there, what is needed will do.
+        let wanted = [limit.maximum, Some(needed)];
+        let raised = wanted.into_iter().find(|&current| {
+            let maximum = limit.maximum;
+            setrlimit(Resource::Nofile, Rlimit { current, maximum }).is_ok()
+        });
+        allowed = raised.unwrap_or(allowed);
     }
-    let needed = needed(max_connections);
     // No limit at all is the other way to have enough.
     if let Some(allowed) = allowed.filter(|allowed| *allowed < needed) {
         tracing::warn!(

@@ -20,9 +20,13 @@ use super::connection::{Client, serve};
 use super::worker::Worker;
 use crate::enforce::policy::{Bind, Listener};
 use crate::types::ids::AgentId;
+use crate::types::time::Mono;
 
 /// Pending connections that the kernel keeps for us.
 const BACKLOG: i32 = 4096;
+
+/// How often each listener of a worker says that there are too many clients.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// A client connection.
 pub(super) type ClientIo = Either<Either<TcpStream, UnixStream>, Box<TlsStream<TcpStream>>>;
@@ -137,6 +141,7 @@ async fn accept_loop(
     let agent = agent.map(Rc::new);
     let drain = worker.shared.drain.clone();
     let mut failures: u32 = 0;
+    let mut told = None;
     loop {
         let stream = tokio::select! {
             biased;
@@ -157,7 +162,7 @@ async fn accept_loop(
             }
         };
         failures = 0;
-        let Some(permit) = permit(&worker).await else {
+        let Some(permit) = permit(&worker, &mut told).await else {
             return;
         };
         let worker = Rc::clone(&worker);
@@ -179,14 +184,18 @@ async fn accept_loop(
 /// It is asked for when there is a client, never ahead: a listener that nobody calls must not keep others from being
 /// served. Beyond the bound each listener of each worker holds the one client that it has accepted, and the rest wait
 /// in the kernel's queue, which is bounded and costs us nothing.
-async fn permit(worker: &Worker) -> Option<OwnedSemaphorePermit> {
+async fn permit(worker: &Worker, told: &mut Option<Mono>) -> Option<OwnedSemaphorePermit> {
     let connections = &worker.shared.connections;
     match Arc::clone(connections).try_acquire_owned() {
         Ok(permit) => return Some(permit),
         Err(TryAcquireError::Closed) => return None,
         Err(TryAcquireError::NoPermits) => {}
     }
-    tracing::warn!("limits.max_connections is reached; clients wait to be accepted");
+    let now = worker.shared.clock.mono();
+    if told.is_none_or(|at| now.since(at) >= TELL_EVERY) {
+        *told = Some(now);
+        tracing::warn!("limits.max_connections is reached; clients wait until others leave");
+    }
     tokio::select! {
         biased;
         () = worker.shared.drain.begun() => None,

@@ -73,16 +73,13 @@ impl Connection {
 pub(super) async fn serve(worker: Rc<Worker>, client: Client, agent: Option<Rc<AgentId>>) {
     let limits = worker.snapshot().policy.limits.clone();
     let mut io = client.io;
-    let (h2, again) = match client.h2 {
-        Some(h2) => (h2, Vec::new()),
-        None => tokio::select! {
-            biased;
-            // Nobody has asked for anything yet, so there is nothing to finish.
-            () = worker.shared.drain.begun() => return,
-            found = timeout(limits.header_timeout, preface(&mut io)) => match found {
-                Ok(Some(found)) => found,
-                Ok(None) | Err(_) => return,
-            },
+    let (h2, again) = tokio::select! {
+        biased;
+        // Nobody has asked for anything yet, so there is nothing to finish.
+        () = worker.shared.drain.begun() => return,
+        found = timeout(limits.header_timeout, preface(&mut io, client.h2)) => match found {
+            Ok(Some(found)) => found,
+            Ok(None) | Err(_) => return,
         },
     };
     let activity = Activity::new(worker.shared.clock.clone(), !h2);
@@ -221,9 +218,9 @@ where
     }
 }
 
-/// Reads until it is clear whether the client speaks HTTP/2 from the start, and returns what was read. `None` when
-/// it left without a word.
-async fn preface(io: &mut ClientIo) -> Option<(bool, Vec<u8>)> {
+/// Reads until it is clear whether the client speaks HTTP/2 from the start, and returns what was read; where that was
+/// `agreed` on already, until it says something. `None` when it left without a word.
+async fn preface(io: &mut ClientIo, agreed: Option<bool>) -> Option<(bool, Vec<u8>)> {
     let mut read = Vec::with_capacity(H2_PREFACE.len());
     loop {
         let mut chunk = [0; H2_PREFACE.len()];
@@ -233,6 +230,9 @@ async fn preface(io: &mut ClientIo) -> Option<(bool, Vec<u8>)> {
             return None;
         }
         read.extend_from_slice(chunk.get(..n)?);
+        if let Some(h2) = agreed {
+            return Some((h2, read));
+        }
         if !H2_PREFACE.starts_with(&read) {
             return Some((false, read));
         }

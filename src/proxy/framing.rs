@@ -276,6 +276,29 @@ mod tests {
         assert!(framing.conflicts(2));
     }
 
+    proptest::proptest! {
+        /// Whatever comes, in whatever pieces: it is read as in one, unless a line was too long to be kept.
+        #[test]
+        fn pieces_do_not_matter(
+            lines in proptest::collection::vec(
+                "(POST / HTTP/1.1|content-length: [0-9]{1,3}|Transfer-Encoding:chunked|[0-9a-f]{1,2}(;x)?|[ -~]{0,9}|)(\r)?\n",
+                0..24,
+            ),
+            size in 1_usize..20,
+        ) {
+            let bytes = lines.concat();
+            let (mut whole, mut pieces) = (Framing::default(), Framing::default());
+            whole.see(bytes.as_bytes());
+            bytes.as_bytes().chunks(size).for_each(|piece| pieces.see(piece));
+            proptest::prop_assert_eq!((whole.heads, whole.conflict), (pieces.heads, pieces.conflict));
+        }
+
+        #[test]
+        fn nothing_panics(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
+            Framing::default().see(&bytes);
+        }
+    }
+
     #[test]
     fn little_is_kept_of_endless_lines() {
         let mut framing = Framing::default();

@@ -14,6 +14,7 @@
 //! | emit | `emit.rs` | the end | one observation, totals, settled limits |
 //!
 //! A WebSocket leaves this way after `admit`: `switch.rs` relays its bytes. Answers of fusebox itself are made in `reply.rs`.
+//! What `watched.rs` sees of a connection's bytes is told to the clocks, and to `framing.rs`, which looks for two lengths.
 
 mod accept;
 mod admit;

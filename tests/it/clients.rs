@@ -218,11 +218,16 @@ async fn a_drain_does_not_wait_for_handshakes() {
         stream.write_all(begun).await.unwrap();
         silent.push(stream);
     }
+    // And those who have shaken hands and asked for nothing yet.
+    let mut quiet = Vec::new();
+    for alpn in [&["h2"][..], &["http/1.1"], &[]] {
+        quiet.push(authority.connect(fusebox.address(), alpn).await.unwrap());
+    }
     eventually("the handshakes are under way", async || {
         let metrics = fusebox.admin(&Ask::get("/metrics")).await.text();
         metrics
             .lines()
-            .any(|l| l == "fusebox_connections 2")
+            .any(|l| l == "fusebox_connections 5")
             .then_some(())
     })
     .await;
