@@ -28,10 +28,13 @@ pub(crate) struct Watch {
     pub(crate) findings: u64,
     /// By the number of the agent, execution, model or upstream; the fleet has number 0.
     slots: Vec<Slot>,
-    /// Subjects that time may change.
-    active: Vec<u32>,
+    /// Subjects that time may change, with the bucket before which it does not: those that are not yet due are passed
+    /// over without a look at the rest of what is known of them.
+    active: Vec<(u32, u64)>,
     /// The bucket at which `active` was walked last.
     walked: u64,
+    /// Whether all of them have to be looked at: something was changed from outside.
+    revisit: bool,
     /// Subjects in breach that wait for time to pass.
     waiting: Vec<u32>,
 }
@@ -110,6 +113,7 @@ impl Watch {
             slots: Vec::new(),
             active: Vec::new(),
             walked: 0,
+            revisit: false,
             waiting: Vec::new(),
         }
     }
@@ -126,6 +130,7 @@ impl Watch {
 
     /// Goes on under a changed rule: subjects stay; thresholds are judged anew.
     pub(crate) fn adopt(&mut self, rule: Arc<Rule>) {
+        self.revisit = true;
         let before = self.gauge.marks;
         self.gauge = Gauge::new(&rule);
         self.agents = Filter::new(&rule.agents);
@@ -157,14 +162,25 @@ impl Watch {
         let slot = self.slots.get_mut(at)?;
         if !slot.listed {
             slot.listed = true;
-            self.active.push(number);
+            self.active.push((number, 0));
         }
         let subject = slot.subject.get_or_insert_with(|| Subject::new(now));
         Some((&self.gauge, subject))
     }
 
-    /// The subject with a number.
+    /// Notes a sign of life of a subject that is known, which is no sample; `None` when it is not known.
+    pub(crate) fn hear(&mut self, number: u32, now: Mono) -> Option<()> {
+        self.slots
+            .get_mut(number as usize)?
+            .subject
+            .as_mut()?
+            .touch(now, 0);
+        Some(())
+    }
+
+    /// The subject with a number, to be changed from outside.
     pub(crate) fn known_mut(&mut self, number: u32) -> Option<&mut Subject> {
+        self.revisit = true;
         self.slots.get_mut(number as usize)?.subject.as_mut()
     }
 
@@ -185,16 +201,21 @@ impl Watch {
             .filter_map(|(n, slot)| Some((n, slot.subject.as_ref()?)))
     }
 
-    /// Subjects whose samples may have gone out since this was asked last: none, or all that hold any. Subjects that
-    /// time can no longer change leave the list.
+    /// Subjects that have changed by time alone since this was asked last: those whose samples go out now, and all
+    /// whose value moves without that. Subjects that time can no longer change leave the list.
     pub(crate) fn due(&mut self, now: Mono, due: &mut Vec<u32>) {
         let tick = self.gauge.span.tick(now);
         if tick == self.walked || !self.gauge.live {
             return;
         }
         self.walked = tick;
-        let (slots, stays) = (&mut self.slots, self.gauge.moves_without_traffic());
-        self.active.retain(|number| {
+        let slots = &mut self.slots;
+        let stays = self.gauge.moves_without_traffic();
+        let all = std::mem::take(&mut self.revisit) || self.gauge.moves_between_samples();
+        self.active.retain_mut(|(number, not_before)| {
+            if *not_before > tick && !all {
+                return true;
+            }
             let Some(slot) = slots.get_mut(*number as usize) else {
                 return false;
             };
@@ -204,7 +225,13 @@ impl Watch {
                 .is_some_and(|s| stays || s.breach.is_some() || !s.window.is_empty());
             slot.listed = keep;
             if keep {
-                due.push(*number);
+                let expires = slot.subject.as_ref().map_or(0, |s| s.window.expires());
+                // An empty window may be filled at any time.
+                *not_before = if expires == Window::NEVER { 0 } else { expires };
+                if all || expires <= tick {
+                    due.push(*number);
+                    *not_before = 0;
+                }
             }
             keep
         });

@@ -1,11 +1,9 @@
 //! Executions under way: what each has used so far, bounded by number and by idleness.
 
-use std::time::Duration;
-
 use smallvec::SmallVec;
 
 use super::measure::{LARGEST, Spent};
-use super::names::Numbers;
+use super::names::{Fingerprint, Numbers};
 use crate::types::ids::{ExecutionId, RequestId};
 use crate::types::time::Mono;
 
@@ -16,8 +14,8 @@ const MAX_SHARES: usize = 64;
 const NONE: u32 = u32::MAX;
 
 /// How far the order of executions may lag behind their last use: moving one to the front touches its neighbours, so
-/// that it is not done for every exchange.
-const ORDER_LAG: Duration = Duration::from_secs(1);
+/// that it is not done for every exchange. In nanoseconds.
+const ORDER_LAG: u64 = 1_000_000_000;
 
 /// All executions under way, most recently active first (within a second).
 #[derive(Debug)]
@@ -30,21 +28,26 @@ pub(crate) struct Executions {
     max: usize,
 }
 
-/// One execution.
+/// One execution. There are many, each touched seldom, so that what it takes in memory is what it costs.
 #[derive(Debug)]
 pub(crate) struct Execution {
     /// Whose it is.
     pub(crate) agent: u32,
-    /// Its name.
-    pub(crate) id: ExecutionId,
-    /// When it did something last.
-    pub(crate) last: Mono,
-    /// When it was put to the front of the order.
-    moved: Mono,
     newer: u32,
     older: u32,
+    /// Nanoseconds from when it was put to the front of the order until it did something last: less than the lag.
+    lag: u32,
+    /// When it did something last.
+    pub(crate) last: Mono,
+    key: Fingerprint,
+    /// Its name.
+    pub(crate) id: ExecutionId,
+    #[expect(
+        clippy::box_collection,
+        reason = "most executions have none, and there are many of them"
+    )]
+    running: Option<Box<Vec<Running>>>,
     shares: SmallVec<[Share; 1]>,
-    running: Vec<Running>,
 }
 
 /// What one execution counts for one subject of one rule.
@@ -107,14 +110,26 @@ impl Executions {
         self.numbers.len()
     }
 
+    /// What stands for an agent's execution.
+    #[inline]
+    pub(crate) fn key(&self, agent: u32, id: &ExecutionId) -> Fingerprint {
+        self.numbers.fingerprint((agent, id.as_str()))
+    }
+
     /// The number of an execution that is known, which becomes one of the most recently active.
     #[inline]
-    pub(crate) fn find(&mut self, agent: u32, id: &ExecutionId, now: Mono) -> Option<u32> {
-        let number = self.numbers.get((agent, id.as_str()))?;
+    pub(crate) fn find(&mut self, key: Fingerprint, now: Mono) -> Option<u32> {
+        let number = self.numbers.get(key)?;
         let e = self.slab.get_mut(number as usize)?;
+        let lag = now
+            .as_nanos()
+            .saturating_sub(e.last.as_nanos())
+            .saturating_add(e.lag.into());
         e.last = now;
-        if now.since(e.moved) >= ORDER_LAG {
-            e.moved = now;
+        if lag < ORDER_LAG {
+            e.lag = lag as u32;
+        } else {
+            e.lag = 0;
             self.unlink(number);
             self.link_newest(number);
         }
@@ -133,15 +148,16 @@ impl Executions {
     }
 
     /// Takes in an execution that is not known.
-    pub(crate) fn insert(&mut self, agent: u32, id: &ExecutionId, now: Mono) -> u32 {
+    pub(crate) fn insert(&mut self, agent: u32, id: &ExecutionId, key: Fingerprint, now: Mono) -> u32 {
         let execution = Execution {
             agent,
-            id: id.clone(),
-            last: now,
-            moved: now,
             newer: NONE,
             older: NONE,
-            running: Vec::new(),
+            lag: 0,
+            last: now,
+            key,
+            id: id.clone(),
+            running: None,
             shares: SmallVec::new(),
         };
         let number = match self.free.pop() {
@@ -156,7 +172,7 @@ impl Executions {
                 (self.slab.len() - 1) as u32
             }
         };
-        self.numbers.insert((agent, id.as_str()), number);
+        self.numbers.insert(key, number);
         self.link_newest(number);
         number
     }
@@ -166,13 +182,12 @@ impl Executions {
         let Some(e) = self.slab.get_mut(number as usize) else {
             return;
         };
-        let key = (e.agent, e.id.as_str());
-        if self.numbers.get(key) != Some(number) {
+        if std::mem::replace(&mut e.agent, NONE) == NONE {
             return;
         }
-        self.numbers.remove(key);
-        e.running.clear();
-        e.shares.clear();
+        self.numbers.remove(e.key);
+        e.running = None;
+        e.shares = SmallVec::new();
         self.unlink(number);
         self.free.push(number);
     }
@@ -267,13 +282,14 @@ impl Execution {
             spent,
             estimate,
         };
-        if let Some(r) = self.running.iter_mut().find(|r| r.request == *request) {
+        let running = self.running.get_or_insert_default();
+        if let Some(r) = running.iter_mut().find(|r| r.request == *request) {
             return Some(Some(std::mem::replace(r, now)));
         }
-        if self.running.len() >= MAX_RUNNING {
+        if running.len() >= MAX_RUNNING {
             return None;
         }
-        self.running.push(now);
+        running.push(now);
         Some(None)
     }
 
@@ -281,21 +297,25 @@ impl Execution {
     /// another request by the same name be taken for it.
     #[inline]
     pub(crate) fn ended(&mut self, request: &RequestId, stale: Mono) -> Option<Running> {
-        if self.running.is_empty() {
-            return None;
+        let running = self.running.as_mut()?;
+        running.retain(|r| r.at >= stale);
+        let at = running.iter().position(|r| r.request == *request);
+        let ended = at.map(|at| running.swap_remove(at));
+        if running.is_empty() {
+            self.running = None;
         }
-        self.running.retain(|r| r.at >= stale);
-        let at = self.running.iter().position(|r| r.request == *request)?;
-        Some(self.running.swap_remove(at))
+        ended
     }
 
-    /// The share of a subject of a rule, with whether it is new.
+    /// The share of a subject of a rule, with whether it is new. `next` is where it is looked for first, and then the
+    /// place after it: rules come in the same order each time.
     #[inline]
-    pub(crate) fn share(&mut self, rule: u16, subject: u32) -> Option<(&mut Share, bool)> {
-        let found = self
-            .shares
-            .iter()
-            .position(|s| s.rule == rule && s.subject == subject);
+    pub(crate) fn share(&mut self, rule: u16, subject: u32, next: &mut usize) -> Option<(&mut Share, bool)> {
+        let is = |s: &Share| s.rule == rule && s.subject == subject;
+        let found = match self.shares.get(*next) {
+            Some(share) if is(share) => Some(*next),
+            _ => self.shares.iter().position(is),
+        };
         let (at, new) = match found {
             Some(at) => (at, false),
             None if self.shares.len() >= MAX_SHARES => return None,
@@ -310,6 +330,7 @@ impl Execution {
                 (self.shares.len() - 1, true)
             }
         };
+        *next = at + 1;
         self.shares.get_mut(at).map(|s| (s, new))
     }
 }
@@ -340,20 +361,34 @@ mod tests {
         format!("e{n}").into()
     }
 
+    fn find(all: &mut Executions, agent: u32, name: u64, now: Mono) -> Option<u32> {
+        all.find(all.key(agent, &id(name)), now)
+    }
+
+    fn insert(all: &mut Executions, agent: u32, name: u64, now: Mono) -> u32 {
+        let key = all.key(agent, &id(name));
+        all.insert(agent, &id(name), key, now)
+    }
+
+    #[test]
+    fn executions_are_two_cache_lines() {
+        assert!(size_of::<Execution>() <= 128, "{}", size_of::<Execution>());
+    }
+
     #[test]
     fn the_longest_idle_makes_room() {
         let mut all = Executions::new(2);
         let at = |second: u64| Mono::from_millis(second * 1000);
-        let a = all.insert(0, &id(1), at(1));
-        let b = all.insert(0, &id(2), at(2));
+        let a = insert(&mut all, 0, 1, at(1));
+        let b = insert(&mut all, 0, 2, at(2));
         assert_eq!(all.in_the_way(), Some(a));
-        assert_eq!(all.find(0, &id(1), at(3)), Some(a));
+        assert_eq!(find(&mut all, 0, 1, at(3)), Some(a));
         assert_eq!(all.in_the_way(), Some(b));
-        assert_eq!(all.find(1, &id(1), at(3)), None, "another agent's");
+        assert_eq!(find(&mut all, 1, 1, at(3)), None, "another agent's");
         all.remove(b);
         all.remove(b);
         assert_eq!(all.in_the_way(), None);
-        assert_eq!(all.insert(1, &id(1), at(4)), b);
+        assert_eq!(insert(&mut all, 1, 1, at(4)), b);
         assert_eq!(all.of_agents(|a| a == 1), [b]);
         assert_eq!(all.idle_since(at(3)), None);
         assert_eq!(all.idle_since(at(4)), Some(a));
@@ -362,7 +397,7 @@ mod tests {
     #[test]
     fn running_use_is_replaced() {
         let mut all = Executions::new(9);
-        let n = all.insert(0, &id(1), Mono::ZERO);
+        let n = insert(&mut all, 0, 1, Mono::ZERO);
         let e = all.get_mut(n).expect("just inserted");
         let request = RequestId::from("r");
         let spent = |output| Spent {
@@ -400,7 +435,7 @@ mod tests {
             let mut model: Vec<u64> = Vec::new();
             for (time, (name, drop)) in uses.into_iter().enumerate() {
                 let now = Mono::from_millis(time as u64 * 1000);
-                let found = all.find(0, &id(name), now);
+                let found = find(&mut all, 0, name, now);
                 prop_assert_eq!(found.is_some(), model.contains(&name));
                 model.retain(|n| *n != name);
                 match (found, drop) {
@@ -411,7 +446,7 @@ mod tests {
                             all.remove(old);
                             model.remove(0);
                         }
-                        all.insert(0, &id(name), now);
+                        insert(&mut all, 0, name, now);
                         model.push(name);
                     }
                 }

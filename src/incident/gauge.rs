@@ -251,6 +251,12 @@ impl Gauge {
         }
     }
 
+    /// Whether the value of a window changes though nothing comes into it or leaves it: rates are told over the time
+    /// that is covered, which grows within a bucket.
+    pub(crate) fn moves_between_samples(&self) -> bool {
+        matches!(self.shape, Shape::Silence | Shape::Rate { .. })
+    }
+
     fn may_be_low(&self, followed: &Followed, now: Mono) -> bool {
         self.lower.is_some()
             && followed.seen >= self.min_samples

@@ -2,7 +2,9 @@
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
+
+use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::glob::Glob;
 use crate::types::ids::AgentId;
@@ -12,14 +14,26 @@ pub(crate) const OVERFLOW: u32 = 0;
 
 /// Numbers found by 128 bits that stand for a name: two names share them with a chance of 1 in 10^30, and a number is
 /// found without a look at names that are kept elsewhere in memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Numbers {
     by_fingerprint: HashMap<Fingerprint, u32, BuildHasherDefault<FirstHalf>>,
-    /// Holds nothing but the secret keys by which names are hashed.
-    keys: HashMap<(), ()>,
+    keys: (u64, u64),
 }
 
-type Fingerprint = (u64, u64);
+/// Stands for a name; made by [`Numbers::fingerprint`], once, and good for that instance alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Fingerprint(u64, u64);
+
+impl Default for Numbers {
+    fn default() -> Self {
+        // Secret keys, so that nobody can choose names that share a number; they decide nothing else.
+        let secret = RandomState::new();
+        Self {
+            by_fingerprint: HashMap::default(),
+            keys: (secret.hash_one(0_u8), secret.hash_one(1_u8)),
+        }
+    }
+}
 
 impl Numbers {
     /// How many there are.
@@ -27,26 +41,29 @@ impl Numbers {
         self.by_fingerprint.len()
     }
 
+    /// What stands for a name.
+    #[inline]
+    pub(crate) fn fingerprint(&self, name: impl Hash) -> Fingerprint {
+        let mut hasher = SipHasher13::new_with_keys(self.keys.0, self.keys.1);
+        name.hash(&mut hasher);
+        let hash = hasher.finish128();
+        Fingerprint(hash.h1, hash.h2)
+    }
+
     /// The number of a name, when it has one.
     #[inline]
-    pub(crate) fn get(&self, name: impl Hash) -> Option<u32> {
-        self.by_fingerprint.get(&self.fingerprint(name)).copied()
+    pub(crate) fn get(&self, name: Fingerprint) -> Option<u32> {
+        self.by_fingerprint.get(&name).copied()
     }
 
     /// Gives a number to a name.
-    pub(crate) fn insert(&mut self, name: impl Hash, number: u32) {
-        self.by_fingerprint.insert(self.fingerprint(name), number);
+    pub(crate) fn insert(&mut self, name: Fingerprint, number: u32) {
+        self.by_fingerprint.insert(name, number);
     }
 
-    /// Takes the number from a name.
-    pub(crate) fn remove(&mut self, name: impl Hash) {
-        self.by_fingerprint.remove(&self.fingerprint(name));
-    }
-
-    #[inline]
-    fn fingerprint(&self, name: impl Hash) -> Fingerprint {
-        let hasher = self.keys.hasher();
-        (hasher.hash_one(&name), hasher.hash_one((1_u8, &name)))
+    /// Takes the number from a name; gives it back.
+    pub(crate) fn remove(&mut self, name: Fingerprint) -> Option<u32> {
+        self.by_fingerprint.remove(&name)
     }
 }
 
@@ -85,7 +102,8 @@ impl<K: Clone + Borrow<str> + for<'a> From<&'a str>> Names<K> {
     /// No names, and room for `max`.
     pub(crate) fn new(max: usize) -> Self {
         let mut numbers = Numbers::default();
-        numbers.insert(AgentId::OVERFLOW, OVERFLOW);
+        let shared = numbers.fingerprint(AgentId::OVERFLOW);
+        numbers.insert(shared, OVERFLOW);
         Self {
             numbers,
             names: vec![Some(K::from(AgentId::OVERFLOW))],
@@ -99,15 +117,16 @@ impl<K: Clone + Borrow<str> + for<'a> From<&'a str>> Names<K> {
     #[inline]
     pub(crate) fn number(&mut self, name: &K) -> u32 {
         let text: &str = name.borrow();
-        match self.numbers.get(text) {
+        let fingerprint = self.numbers.fingerprint(text);
+        match self.numbers.get(fingerprint) {
             Some(number) => number,
-            None => self.take_in(name),
+            None => self.take_in(name, fingerprint),
         }
     }
 
     /// The number of a name that is known.
     pub(crate) fn known(&self, name: &str) -> Option<u32> {
-        self.numbers.get(name)
+        self.numbers.get(self.numbers.fingerprint(name))
     }
 
     /// The name of a number.
@@ -129,7 +148,7 @@ impl<K: Clone + Borrow<str> + for<'a> From<&'a str>> Names<K> {
         }
         if let Some(name) = self.names.get_mut(number as usize).and_then(Option::take) {
             let text: &str = name.borrow();
-            self.numbers.remove(text);
+            self.numbers.remove(self.numbers.fingerprint(text));
             self.free.push(number);
         }
     }
@@ -140,7 +159,7 @@ impl<K: Clone + Borrow<str> + for<'a> From<&'a str>> Names<K> {
     }
 
     #[cold]
-    fn take_in(&mut self, name: &K) -> u32 {
+    fn take_in(&mut self, name: &K, fingerprint: Fingerprint) -> u32 {
         // The shared one does not count.
         if self.numbers.len() > self.max {
             self.turned_away = true;
@@ -156,8 +175,7 @@ impl<K: Clone + Borrow<str> + for<'a> From<&'a str>> Names<K> {
         if let Some(place) = self.names.get_mut(number as usize) {
             *place = Some(name.clone());
         }
-        let text: &str = name.borrow();
-        self.numbers.insert(text, number);
+        self.numbers.insert(fingerprint, number);
         number
     }
 }

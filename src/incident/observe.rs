@@ -74,12 +74,13 @@ impl Engine {
             }
         }
         let mut found: SmallVec<[Found; 4]> = SmallVec::new();
+        let mut next_share = 0;
         for i in 0..self.needs.live.len() {
             let Some(&index) = self.needs.live.get(i) else {
                 break;
             };
             if let Some((number, Look::Finding { side, since })) =
-                self.feed(index, o, running, place, &change, now)
+                self.feed(index, o, running, place, &change, &mut next_share, now)
             {
                 found.push((index, number, side, since));
             }
@@ -98,6 +99,7 @@ impl Engine {
         running: bool,
         place: Place,
         change: &Change,
+        next_share: &mut usize,
         now: Now,
     ) -> Option<(u32, Look)> {
         let watch = self.watches.get_mut(usize::from(index))?;
@@ -124,7 +126,7 @@ impl Engine {
             match place.execution.and_then(|n| self.executions.get_mut(n)) {
                 Some(execution) => {
                     let tick = gauge.span.tick(now.mono);
-                    let (share, new) = execution.share(index, number)?;
+                    let (share, new) = execution.share(index, number, next_share)?;
                     let old = (share.tick, share.all, share.reported);
                     change.apply(share, new, metric);
                     share.tick = tick;
@@ -137,7 +139,7 @@ impl Engine {
                 }
             }
         } else if running {
-            watch.known_mut(number)?.touch(now.mono, 0);
+            watch.hear(number, now.mono)?;
         } else {
             let reading = measure::reading(metric, o)?;
             let (gauge, subject) = watch.subject(number, now.mono)?;
@@ -200,7 +202,8 @@ impl Engine {
         if alone && self.executions.is_empty() {
             return None;
         }
-        if let Some(number) = self.executions.find(agent, &o.execution, now.mono) {
+        let key = self.executions.key(agent, &o.execution);
+        if let Some(number) = self.executions.find(key, now.mono) {
             return Some(number);
         }
         if alone || (o.outcome == Outcome::Refused && !running) {
@@ -209,7 +212,7 @@ impl Engine {
         if let Some(number) = self.executions.in_the_way() {
             self.drop_execution(number, now, out);
         }
-        Some(self.executions.insert(agent, &o.execution, now.mono))
+        Some(self.executions.insert(agent, &o.execution, key, now.mono))
     }
 }
 

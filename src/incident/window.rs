@@ -104,7 +104,7 @@ struct Bucket {
 }
 
 const CROWD: u32 = 64;
-const NEVER: u64 = u64::MAX;
+const NEVER: u64 = Window::NEVER;
 
 impl Default for Window {
     fn default() -> Self {
@@ -120,6 +120,14 @@ impl Default for Window {
 }
 
 impl Window {
+    /// When an empty window loses something.
+    pub(crate) const NEVER: u64 = u64::MAX;
+
+    /// The tick at which it loses something next, as of the last roll; what is added later does not bring it forward.
+    pub(crate) fn expires(&self) -> u64 {
+        self.expires
+    }
+
     /// Lets go of what is too old at `tick`.
     #[inline]
     pub(crate) fn roll(&mut self, tick: u64) {
