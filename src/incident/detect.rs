@@ -18,6 +18,8 @@ pub(crate) struct Watch {
     pub(crate) rule: Arc<Rule>,
     /// What it measures.
     pub(crate) gauge: Gauge,
+    /// The bucket that is filled now.
+    open: Bucket,
     /// Which agents, models and upstreams it covers.
     pub(crate) agents: Filter,
     /// See `agents`.
@@ -37,6 +39,14 @@ pub(crate) struct Watch {
     revisit: bool,
     /// Subjects in breach that wait for time to pass.
     waiting: Vec<u32>,
+}
+
+/// A bucket's number, and the first nanosecond of it and of the one after it: saves a division for each exchange.
+#[derive(Debug, Clone, Copy, Default)]
+struct Bucket {
+    tick: u64,
+    from: u64,
+    to: u64,
 }
 
 #[derive(Debug, Default)]
@@ -105,6 +115,7 @@ impl Watch {
     pub(crate) fn new(rule: Arc<Rule>) -> Self {
         Self {
             gauge: Gauge::new(&rule),
+            open: Bucket::default(),
             agents: Filter::new(&rule.agents),
             models: Filter::new(&rule.models),
             upstreams: Filter::new(&rule.upstreams),
@@ -150,6 +161,20 @@ impl Watch {
                 subject.reported = None;
             }
         }
+    }
+
+    /// The number of the bucket that is filled at `now`.
+    #[inline]
+    pub(crate) fn tick(&mut self, now: Mono) -> u64 {
+        let nanos = now.as_nanos();
+        if nanos < self.open.from || nanos >= self.open.to {
+            let tick = self.gauge.span.tick(now);
+            let width = u64::try_from(self.gauge.span.width().as_nanos()).unwrap_or(u64::MAX);
+            let from = tick.saturating_mul(width);
+            let to = from.saturating_add(width);
+            self.open = Bucket { tick, from, to };
+        }
+        self.open.tick
     }
 
     /// The subject with a number, made when it is not there, and the measure to feed it by.
@@ -253,7 +278,7 @@ impl Watch {
     /// Looks at a subject: its window is rolled to `now` and judged.
     #[inline]
     pub(crate) fn look(&mut self, number: u32, now: Mono) -> Look {
-        let tick = self.gauge.span.tick(now);
+        let tick = self.tick(now);
         let Some(subject) = self
             .slots
             .get_mut(number as usize)
@@ -404,8 +429,7 @@ impl Subject {
 
     /// One more value.
     #[inline]
-    pub(crate) fn add(&mut self, gauge: &Gauge, now: Mono, reading: Reading, estimate: bool) {
-        let tick = gauge.span.tick(now);
+    pub(crate) fn add(&mut self, gauge: &Gauge, tick: u64, reading: Reading, estimate: bool) {
         self.roll(tick);
         let apart = gauge.tells_estimates_apart;
         if apart && estimate && self.reported.is_none() {
@@ -423,11 +447,10 @@ impl Subject {
     pub(crate) fn replace(
         &mut self,
         gauge: &Gauge,
-        now: Mono,
+        tick: u64,
         old: (u64, Tally, Tally),
         new: (Tally, Tally),
     ) {
-        let tick = gauge.span.tick(now);
         self.roll(tick);
         let (at, old_all, old_reported) = old;
         let (all, reported) = new;

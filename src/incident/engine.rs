@@ -67,6 +67,8 @@ pub(super) struct AgentSeen {
     /// When it was seen last; `None` when it has not been.
     pub(super) last: Option<(Mono, Wall)>,
     pub(super) version: Option<AgentVersion>,
+    /// Which of [`Needs::lists`] holds the rules that cover it, once that was found.
+    pub(super) rules: Option<u16>,
 }
 
 /// What has to be looked up for the rules in force, so that the rest costs nothing.
@@ -74,6 +76,8 @@ pub(super) struct AgentSeen {
 pub(super) struct Needs {
     /// The numbers of the rules that are evaluated.
     pub(super) live: Vec<u16>,
+    /// Those of them that cover an agent, for each set of them that some agent has.
+    pub(super) lists: Vec<Arc<[u16]>>,
     pub(super) models: bool,
     pub(super) upstreams: bool,
     pub(super) executions: bool,

@@ -1,5 +1,7 @@
 //! What an observation does: to its agent, its execution, and the windows of every rule that covers it.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use super::detect::Look;
@@ -9,6 +11,7 @@ use super::execution::{Running, Share};
 use super::gauge::Side;
 use super::measure::{self, Reading, Spent};
 use super::metric::Shape;
+use super::names::OVERFLOW;
 use super::rule::{GroupBy, Metric};
 use crate::types::ids::ModelName;
 use crate::types::observation::{IdentitySource, Observation, Outcome};
@@ -16,6 +19,9 @@ use crate::types::time::{Mono, Now};
 
 /// The name under which exchanges go whose model is not known.
 const UNKNOWN_MODEL: &str = "unknown";
+
+/// Different sets of rules that are remembered; agents beyond that have theirs found for each exchange.
+const MAX_LISTS: usize = 1024;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -75,10 +81,8 @@ impl Engine {
         }
         let mut found: SmallVec<[Found; 4]> = SmallVec::new();
         let mut next_share = 0;
-        for i in 0..self.needs.live.len() {
-            let Some(&index) = self.needs.live.get(i) else {
-                break;
-            };
+        let rules = self.rules_for(agent, o);
+        for &index in rules.iter() {
             if let Some((number, Look::Finding { side, since })) =
                 self.feed(index, o, running, place, &change, &mut next_share, now)
             {
@@ -103,8 +107,8 @@ impl Engine {
         now: Now,
     ) -> Option<(u32, Look)> {
         let watch = self.watches.get_mut(usize::from(index))?;
-        let covered = (watch.agents.is_open() || watch.agents.wants(place.agent, o.agent.as_str()))
-            && (watch.models.is_open() || watch.models.wants(place.model, model_name(o)))
+        // That it covers the agent is known; see `rules_for`.
+        let covered = (watch.models.is_open() || watch.models.wants(place.model, model_name(o)))
             && (watch.upstreams.is_open() || watch.upstreams.wants(place.upstream, o.upstream.as_str()));
         if !covered {
             return None;
@@ -121,32 +125,70 @@ impl Engine {
             if o.outcome == Outcome::Refused || !change.counts_for(metric) {
                 return None;
             }
+            let tick = watch.tick(now.mono);
             let (gauge, subject) = watch.subject(number, now.mono)?;
             subject.touch(now.mono, 1);
             match place.execution.and_then(|n| self.executions.get_mut(n)) {
                 Some(execution) => {
-                    let tick = gauge.span.tick(now.mono);
                     let (share, new) = execution.share(index, number, next_share)?;
                     let old = (share.tick, share.all, share.reported);
                     change.apply(share, new, metric);
                     share.tick = tick;
-                    subject.replace(gauge, now.mono, old, (share.all, share.reported));
+                    subject.replace(gauge, tick, old, (share.all, share.reported));
                 }
                 // An execution of one exchange that nobody has to remember.
                 None => {
                     let reading = Reading::of(change.spent.counted_by(metric)?);
-                    subject.add(gauge, now.mono, reading, change.estimate);
+                    subject.add(gauge, tick, reading, change.estimate);
                 }
             }
         } else if running {
             watch.hear(number, now.mono)?;
         } else {
             let reading = measure::reading(metric, o)?;
+            let tick = watch.tick(now.mono);
             let (gauge, subject) = watch.subject(number, now.mono)?;
             subject.touch(now.mono, 1);
-            subject.add(gauge, now.mono, reading, change.estimate);
+            subject.add(gauge, tick, reading, change.estimate);
         }
         Some((number, watch.look(number, now.mono)))
+    }
+
+    /// The numbers of the rules that are evaluated and cover an agent; found once an agent and book of rules.
+    #[inline]
+    fn rules_for(&mut self, number: u32, o: &Observation) -> Arc<[u16]> {
+        let known = self.seen.get(number as usize).and_then(|s| s.rules);
+        if let Some(list) = known.and_then(|at| self.needs.lists.get(usize::from(at))) {
+            return Arc::clone(list);
+        }
+        self.find_rules(number, o)
+    }
+
+    #[cold]
+    fn find_rules(&mut self, number: u32, o: &Observation) -> Arc<[u16]> {
+        let watches = &mut self.watches;
+        let covers = |index: &u16| {
+            watches
+                .get_mut(usize::from(*index))
+                .is_some_and(|w| w.agents.wants(number, o.agent.as_str()))
+        };
+        let list: Arc<[u16]> = self.needs.live.iter().copied().filter(covers).collect();
+        // The shared number stands for many names.
+        if number == OVERFLOW {
+            return list;
+        }
+        let lists = &mut self.needs.lists;
+        let at = lists.iter().position(|l| *l == list).or_else(|| {
+            let room = lists.len() < MAX_LISTS;
+            room.then(|| {
+                lists.push(Arc::clone(&list));
+                lists.len() - 1
+            })
+        });
+        if let Some(seen) = self.seen.get_mut(number as usize) {
+            seen.rules = at.and_then(|at| u16::try_from(at).ok());
+        }
+        list
     }
 
     fn see_agent(&mut self, number: u32, o: &Observation, running: bool, now: Now) {

@@ -50,6 +50,9 @@ impl Engine {
         }
         self.watches = new;
         self.needs = Needs::of(&self.watches);
+        for seen in &mut self.seen {
+            seen.rules = None;
+        }
         self.executions.renumber_rules(&new_number);
         self.drop_what_is_not_covered();
         let serials: Vec<Serial> = self.casebook.iter().map(|(serial, _)| serial).collect();
