@@ -46,6 +46,8 @@ struct Change {
     estimate: bool,
     /// What was counted of it before, while it ran.
     before: Option<Running>,
+    /// Where the share of the next rule is looked for first.
+    next_share: usize,
 }
 
 impl Engine {
@@ -68,6 +70,7 @@ impl Engine {
             spent: Spent::of(o),
             estimate: measure::is_estimate(o),
             before: None,
+            next_share: 0,
         };
         let stale = now.mono.before(self.bounds.execution_idle());
         if let Some(e) = execution.and_then(|n| self.executions.get_mut(n)) {
@@ -80,11 +83,10 @@ impl Engine {
             }
         }
         let mut found: SmallVec<[Found; 4]> = SmallVec::new();
-        let mut next_share = 0;
         let rules = self.rules_for(agent, o);
         for &index in rules.iter() {
             if let Some((number, Look::Finding { side, since })) =
-                self.feed(index, o, running, place, &change, &mut next_share, now)
+                self.feed(index, o, running, place, &mut change, now)
             {
                 found.push((index, number, side, since));
             }
@@ -102,8 +104,7 @@ impl Engine {
         o: &Observation,
         running: bool,
         place: Place,
-        change: &Change,
-        next_share: &mut usize,
+        change: &mut Change,
         now: Now,
     ) -> Option<(u32, Look)> {
         let watch = self.watches.get_mut(usize::from(index))?;
@@ -130,7 +131,7 @@ impl Engine {
             subject.touch(now.mono, 1);
             match place.execution.and_then(|n| self.executions.get_mut(n)) {
                 Some(execution) => {
-                    let (share, new) = execution.share(index, number, next_share)?;
+                    let (share, new) = execution.share(index, number, &mut change.next_share)?;
                     let old = (share.tick, share.all, share.reported);
                     change.apply(share, new, metric);
                     share.tick = tick;
