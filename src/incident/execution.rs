@@ -275,7 +275,6 @@ impl Execution {
         now: Mono,
         stale: Mono,
     ) -> Option<Option<Running>> {
-        self.running.retain(|r| r.at >= stale);
         let now = Running {
             request: request.clone(),
             at: now,
@@ -283,6 +282,7 @@ impl Execution {
             estimate,
         };
         let running = self.running.get_or_insert_default();
+        running.retain(|r| r.at >= stale);
         if let Some(r) = running.iter_mut().find(|r| r.request == *request) {
             return Some(Some(std::mem::replace(r, now)));
         }
