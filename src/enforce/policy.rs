@@ -149,9 +149,15 @@ impl Upstream {
 
     /// Whether a connection made for `self` serves `other` just as well.
     pub fn reached_like(&self, other: &Self) -> bool {
-        self.url == other.url
+        // Files of roots may have been rewritten in place; settings made of the same roots are the same settings.
+        let same_roots = match (&self.tls_client, &other.tls_client) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        same_roots
+            && self.url == other.url
             && self.tls == other.tls
-            && self.tls.ca_files.is_empty()
             && self.proxy == other.proxy
             && self.http2 == other.http2
     }
