@@ -15,7 +15,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::connect::{ConnectError, Connected};
-use super::http1::{Conn, Decoder, Failure, Http1Error, Names, Spare};
+use super::http1::{Conn, Decoder, Failure, Http1Error, Known, Spare};
 use super::io::UpstreamIo;
 use crate::proxy::body::RequestBody;
 use crate::proxy::local::LocalExecutor;
@@ -62,11 +62,12 @@ pub(crate) struct SendError {
     pub(crate) unsent: Option<Box<Request<RequestBody>>>,
 }
 
-/// What the HTTP/1.1 connections of one upstream share: buffers with all of their worker, names among themselves.
+/// What the HTTP/1.1 connections of one upstream share: buffers with all of their worker, what heads look like among
+/// themselves.
 #[derive(Clone, Default)]
 pub(super) struct Common {
     pub(super) spare: Rc<Spare>,
-    pub(super) names: Rc<RefCell<Names>>,
+    pub(super) known: Rc<RefCell<Known>>,
 }
 
 impl Link {
@@ -76,8 +77,8 @@ impl Link {
         common: &Common,
     ) -> Result<Self, ConnectError> {
         if !connected.h2 && !prior_knowledge {
-            let Common { spare, names } = common.clone();
-            return Ok(Self::H1(Box::new(Conn::new(connected.io, spare, names))));
+            let Common { spare, known } = common.clone();
+            return Ok(Self::H1(Box::new(Conn::new(connected.io, spare, known))));
         }
         let (mut send, mut connection) = http2::Builder::new(LocalExecutor)
             // One client that does not read must not hold up the others of the connection, so the connection

@@ -146,7 +146,7 @@ impl Pools {
                 shared: RefCell::default(),
                 common: Common {
                     spare: Rc::clone(&self.spare),
-                    names: Rc::default(),
+                    known: Rc::default(),
                 },
             },
         });

@@ -15,7 +15,8 @@ use tokio_util::io::poll_read_buf;
 
 use super::Http1Error;
 use super::body::Decoder;
-use super::head::{self, Head, Names};
+use super::head::{self, Head};
+use super::known::Known;
 use super::spare::{Spare, make_room};
 use super::write::{self, Encoding};
 use crate::proxy::body::RequestBody;
@@ -34,7 +35,7 @@ const ONE_RECORD: usize = 16_000;
 pub(crate) struct Conn<T> {
     io: T,
     spare: Rc<Spare>,
-    names: Rc<RefCell<Names>>,
+    known: Rc<RefCell<Known>>,
     /// Read and not used yet; lent by `spare` while something is at hand.
     read: BytesMut,
     /// The request, as long as it is not written to its end.
@@ -79,11 +80,11 @@ impl From<Http1Error> for Failure {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Conn<T> {
-    pub(crate) fn new(io: T, spare: Rc<Spare>, names: Rc<RefCell<Names>>) -> Self {
+    pub(crate) fn new(io: T, spare: Rc<Spare>, known: Rc<RefCell<Known>>) -> Self {
         Self {
             io,
             spare,
-            names,
+            known,
             read: BytesMut::new(),
             out: None,
             state: State::Idle,
@@ -196,7 +197,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Conn<T> {
             let new = self.read.get(*looked..).unwrap_or_default();
             // A head that comes byte by byte is gone over once for each of its lines, not for each byte.
             if *looked == 0 || self.read.len() >= head::MAX_HEAD || memchr::memchr(b'\n', new).is_some() {
-                let head = head::take(&mut self.read, method, &mut self.names.borrow_mut())?;
+                let head = head::take(&mut self.read, method, &mut self.known.borrow_mut())?;
                 if let Some(head) = head {
                     self.rest();
                     return Poll::Ready(Ok(head));

@@ -6,9 +6,11 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, StatusCode};
 use httparse::{ParserConfig, Status};
+use smallvec::SmallVec;
 
 use super::Http1Error;
 use super::body::Decoder;
+use super::known::{Known, Read};
 
 /// Largest head of an answer, in bytes.
 pub(super) const MAX_HEAD: usize = 64 * 1024;
@@ -16,9 +18,10 @@ pub(super) const MAX_HEAD: usize = 64 * 1024;
 /// Most fields in the head of an answer.
 const MAX_FIELDS: usize = 128;
 
-/// Names longer than this, and more names than that, are not remembered.
-const MAX_NAME: usize = 64;
-const MAX_NAMES: usize = 48;
+/// Most interim answers before a final one.
+const MAX_INTERIM: usize = 16;
+
+pub(super) const BAD_VALUE: Http1Error = Http1Error::Head("field value with a control character");
 
 /// The head of a final answer.
 #[derive(Debug)]
@@ -30,17 +33,15 @@ pub(super) struct Head {
     pub(super) keep: bool,
 }
 
-/// The names that an upstream's answers bear. An upstream says the same fields in the same order each time, so the
-/// name at each place is compared with the one that stood there before, which is cheaper than to look it up.
-#[derive(Debug, Default)]
-pub(crate) struct Names(Vec<(Box<[u8]>, HeaderName)>);
-
 /// Where a field stands in the head.
-#[derive(Clone, Copy, Default)]
-struct Field {
-    name: (usize, usize),
-    value: (usize, usize),
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Field {
+    pub(super) name: (usize, usize),
+    pub(super) value: (usize, usize),
 }
+
+/// Mostly there are no more than this many.
+type Places = SmallVec<[Field; 24]>;
 
 /// Takes the head of a final answer from the front of `read`; `None` when more has to be read first. Interim answers
 /// (100, 102, 103) before it are taken away and forgotten.
@@ -50,13 +51,16 @@ struct Field {
 pub(super) fn take(
     read: &mut BytesMut,
     method: &Method,
-    names: &mut Names,
+    known: &mut Known,
 ) -> Result<Option<Head>, Http1Error> {
-    loop {
+    if let Some(alike) = known.take(read)? {
+        return finish(alike, method).map(Some);
+    }
+    for _ in 0..MAX_INTERIM {
         if read.is_empty() {
             return Ok(None);
         }
-        let mut places = [Field::default(); MAX_FIELDS];
+        let mut places = Places::new();
         let Some(found) = find(read, &mut places)? else {
             if read.len() >= MAX_HEAD {
                 return Err(Http1Error::Head("too large"));
@@ -73,22 +77,38 @@ pub(super) fn take(
             100..=199 => continue,
             _ => {}
         }
-        let mut headers = HeaderMap::with_capacity(found.fields);
-        for (at, place) in places.iter().take(found.fields).enumerate() {
-            let name = names.get(at, &part(&block, place.name))?;
-            let value = HeaderValue::from_maybe_shared(part(&block, place.value))
-                .map_err(|_| Http1Error::Head("field value with a control character"))?;
+        let mut headers = HeaderMap::with_capacity(places.len());
+        for place in &places {
+            let name = block.get(place.name.0..place.name.1).unwrap_or_default();
+            let name = HeaderName::from_bytes(name).map_err(|_| Http1Error::Head("malformed field name"))?;
+            let value = HeaderValue::from_maybe_shared(part(&block, place.value)).map_err(|_| BAD_VALUE)?;
             headers.append(name, value);
         }
-        let body = framing(&headers, found.status, method, found.minor)?;
-        let keep = keeps(&headers, found.minor) && !body.is_until_close();
-        return Ok(Some(Head {
+        let all = Read {
             status: found.status,
+            minor: found.minor,
             headers,
-            body,
-            keep,
-        }));
+        };
+        known.learn(&block, &places, &all);
+        return finish(all, method).map(Some);
     }
+    Err(Http1Error::Head("too many interim answers"))
+}
+
+fn finish(read: Read, method: &Method) -> Result<Head, Http1Error> {
+    let Read {
+        status,
+        minor,
+        headers,
+    } = read;
+    let body = framing(&headers, status, method, minor)?;
+    let keep = keeps(&headers, minor) && !body.is_until_close();
+    Ok(Head {
+        status,
+        headers,
+        body,
+        keep,
+    })
 }
 
 /// What was found at the front of a buffer.
@@ -97,10 +117,9 @@ struct Found {
     status: StatusCode,
     /// HTTP/1.x
     minor: u8,
-    fields: usize,
 }
 
-fn find(read: &[u8], places: &mut [Field; MAX_FIELDS]) -> Result<Option<Found>, Http1Error> {
+fn find(read: &[u8], places: &mut Places) -> Result<Option<Found>, Http1Error> {
     let mut fields = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_FIELDS];
     let mut answer = httparse::Response::new(&mut []);
     let parsed = ParserConfig::default().parse_response_with_uninit_headers(&mut answer, read, &mut fields);
@@ -116,26 +135,23 @@ fn find(read: &[u8], places: &mut [Field; MAX_FIELDS]) -> Result<Option<Found>, 
         let at = bytes.as_ptr() as usize - start;
         (at, at + bytes.len())
     };
-    for (field, to) in answer.headers.iter().zip(places.iter_mut()) {
-        *to = Field {
-            name: place(field.name.as_bytes()),
-            // An empty value need not point into the buffer.
-            value: if field.value.is_empty() {
-                (0, 0)
-            } else {
-                place(field.value)
-            },
-        };
-    }
+    places.extend(answer.headers.iter().map(|field| Field {
+        name: place(field.name.as_bytes()),
+        // An empty value need not point into the buffer.
+        value: if field.value.is_empty() {
+            (0, 0)
+        } else {
+            place(field.value)
+        },
+    }));
     Ok(Some(Found {
         len,
         status,
         minor: answer.version.unwrap_or_default(),
-        fields: answer.headers.len(),
     }))
 }
 
-fn part(block: &Bytes, (from, to): (usize, usize)) -> Bytes {
+pub(super) fn part(block: &Bytes, (from, to): (usize, usize)) -> Bytes {
     if from < to && to <= block.len() {
         block.slice(from..to)
     } else {
@@ -217,26 +233,6 @@ fn keeps(headers: &HeaderMap, minor: u8) -> bool {
     keep
 }
 
-impl Names {
-    fn get(&mut self, at: usize, raw: &[u8]) -> Result<HeaderName, Http1Error> {
-        if let Some((before, name)) = self.0.get(at)
-            && **before == *raw
-        {
-            return Ok(name.clone());
-        }
-        let name = HeaderName::from_bytes(raw).map_err(|_| Http1Error::Head("malformed field name"))?;
-        if raw.len() <= MAX_NAME {
-            let known = self.0.len();
-            match self.0.get_mut(at) {
-                Some(slot) => *slot = (raw.into(), name.clone()),
-                None if at == known && at < MAX_NAMES => self.0.push((raw.into(), name.clone())),
-                None => {}
-            }
-        }
-        Ok(name)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -245,7 +241,7 @@ mod tests {
 
     fn whole(text: &str, method: &Method) -> Result<Option<(u16, String, bool, usize)>, String> {
         let mut read = BytesMut::from(text);
-        let head = take(&mut read, method, &mut Names::default()).map_err(|e| e.to_string())?;
+        let head = take(&mut read, method, &mut Known::default()).map_err(|e| e.to_string())?;
         Ok(head.map(|h| (h.status.as_u16(), format!("{:?}", h.body), h.keep, read.len())))
     }
 
@@ -370,23 +366,6 @@ mod tests {
         assert!(whole(&many(MAX_FIELDS + 1), &Method::POST).is_err());
     }
 
-    #[test]
-    fn remembered_names_change_nothing() {
-        let mut names = Names::default();
-        for text in [
-            "HTTP/1.1 204 OK\r\nDate: 1\r\nX-One: 2\r\n\r\n",
-            "HTTP/1.1 204 OK\r\nDate: 3\r\nX-One: 4\r\n\r\n",
-            "HTTP/1.1 204 OK\r\nX-One: 5\r\nDate: 6\r\nx-Two:\r\n\r\n",
-        ] {
-            let used = take(&mut BytesMut::from(text), &Method::GET, &mut names)
-                .unwrap()
-                .unwrap();
-            let fresh = take(&mut BytesMut::from(text), &Method::GET, &mut Names::default());
-            assert_eq!(used.headers, fresh.unwrap().unwrap().headers);
-        }
-        assert_eq!(names.0.len(), 3);
-    }
-
     proptest! {
         #[test]
         fn a_head_that_comes_in_pieces_is_the_same_head(
@@ -404,10 +383,10 @@ mod tests {
             for (at, byte) in text.iter().enumerate() {
                 read.extend_from_slice(&[*byte]);
                 if at + 1 < end {
-                    prop_assert!(take(&mut read, &Method::GET, &mut Names::default()).unwrap().is_none());
+                    prop_assert!(take(&mut read, &Method::GET, &mut Known::default()).unwrap().is_none());
                 }
                 if at + 1 == end {
-                    let head = take(&mut read, &Method::GET, &mut Names::default()).unwrap().unwrap();
+                    let head = take(&mut read, &Method::GET, &mut Known::default()).unwrap().unwrap();
                     prop_assert_eq!(head.headers.len(), fields.len());
                     for (name, value) in &fields {
                         let all: Vec<_> = head.headers.get_all(format!("x{name}").to_lowercase()).iter().collect();
@@ -421,9 +400,9 @@ mod tests {
         #[test]
         fn nothing_makes_it_fail_otherwise(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let mut read = BytesMut::from(&bytes[..]);
-            let _ = take(&mut read, &Method::GET, &mut Names::default());
+            let _ = take(&mut read, &Method::GET, &mut Known::default());
             let mut read = BytesMut::from(&[b"HTTP/1.1 200 OK\r\n", &bytes[..]].concat()[..]);
-            let _ = take(&mut read, &Method::GET, &mut Names::default());
+            let _ = take(&mut read, &Method::GET, &mut Known::default());
         }
     }
 }

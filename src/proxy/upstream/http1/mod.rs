@@ -3,14 +3,17 @@
 mod body;
 mod conn;
 mod head;
+mod known;
 mod spare;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::io;
 
 pub(crate) use body::Decoder;
 pub(super) use conn::{Conn, Failure};
-pub(super) use head::Names;
+pub(super) use known::Known;
 pub(super) use spare::Spare;
 
 use crate::proxy::body::PassError;
