@@ -23,3 +23,4 @@ mod observations;
 mod reload;
 mod streams;
 mod transparent;
+mod upstreams;

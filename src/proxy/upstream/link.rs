@@ -102,9 +102,7 @@ impl Link {
                 ended
             })
         }));
-        if send.is_closed() || poll_fn(|cx| send.poll_ready(cx)).await.is_err() {
-            return Err(ConnectError::Tcp(std::io::ErrorKind::ConnectionReset.into()));
-        }
+        send.ready().await.map_err(ConnectError::Http)?;
         Ok(Self::H2 { send, allowed })
     }
 
@@ -131,12 +129,12 @@ impl Link {
         matches!(self, Self::H2 { .. })
     }
 
-    /// Whether another request can be sent at once; looks at the socket, so that a connection closed while idle is
-    /// seen. One that is still busy with what came before is no use either: waiting for it could take for ever.
+    /// Whether another exchange may begin; looks at the socket of an HTTP/1.1 connection, so that one that was closed
+    /// while idle is seen.
     pub(super) async fn is_alive(&mut self) -> bool {
         match self {
             Self::H1(conn) => conn.is_alive().await,
-            Self::H2 { send, .. } => !send.is_closed() && poll_fn(|cx| send.poll_ready(cx)).await.is_ok(),
+            Self::H2 { send, .. } => !send.is_closed(),
         }
     }
 

@@ -225,3 +225,265 @@ impl Lease {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::future::Future;
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::Full;
+    use hyper::body::Incoming;
+    use hyper::server::conn::{http1, http2};
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::net::TcpListener;
+    use tokio::runtime::{Builder, LocalOptions};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::enforce::policy::Timeouts;
+    use crate::proxy::body::RequestBody;
+    use crate::proxy::local::LocalExecutor;
+    use crate::types::time::{Now, Wall};
+
+    /// A server whose answers are empty; it allows `most` exchanges at once on an HTTP/2 connection.
+    struct Server {
+        upstream: Arc<Upstream>,
+        opened: Rc<Cell<usize>>,
+        open: Rc<Cell<usize>>,
+    }
+
+    impl Server {
+        async fn start(http2: Http2, most: u32) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut upstream = Upstream::clone(&Upstream::nowhere());
+            upstream.url.host = "127.0.0.1".to_owned();
+            upstream.url.port = listener.local_addr().unwrap().port();
+            upstream.http2 = http2;
+            upstream.max_idle_connections = 10;
+            upstream.timeouts = Timeouts {
+                connect: Duration::from_secs(5),
+                first_byte: Duration::from_secs(5),
+                idle: Duration::from_secs(5),
+                total: None,
+            };
+            let opened = Rc::new(Cell::new(0));
+            let open = Rc::new(Cell::new(0));
+            let (count, now) = (Rc::clone(&opened), Rc::clone(&open));
+            drop(tokio::task::spawn_local(async move {
+                loop {
+                    let (io, _) = listener.accept().await.unwrap();
+                    count.set(count.get() + 1);
+                    now.set(now.get() + 1);
+                    let now = Rc::clone(&now);
+                    drop(tokio::task::spawn_local(async move {
+                        let answer = |_: Request<Incoming>| async {
+                            Ok::<_, std::convert::Infallible>(Response::new(Full::<Bytes>::default()))
+                        };
+                        let io = TokioIo::new(io);
+                        if http2 == Http2::Never {
+                            http1::Builder::new()
+                                .serve_connection(io, service_fn(answer))
+                                .await
+                                .ok();
+                        } else {
+                            http2::Builder::new(LocalExecutor)
+                                .max_concurrent_streams(most)
+                                .serve_connection(io, service_fn(answer))
+                                .await
+                                .ok();
+                        }
+                        now.set(now.get() - 1);
+                    }));
+                }
+            }));
+            Self {
+                upstream: Arc::new(upstream),
+                opened,
+                open,
+            }
+        }
+
+        async fn has(&self, open: usize) {
+            let settled = async {
+                while self.open.get() != open {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            let settled = timeout(Duration::from_secs(5), settled).await;
+            assert!(settled.is_ok(), "{} open, not {open}", self.open.get());
+        }
+    }
+
+    fn run<F: Future<Output = ()>>(test: impl FnOnce(Pools, Clock) -> F) {
+        let clock = Clock::manual(Now {
+            mono: Mono::ZERO.after(Duration::from_secs(1000)),
+            wall: Wall::default(),
+        });
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())
+            .unwrap();
+        runtime.block_on(test(Pools::new(clock.clone()), clock));
+    }
+
+    /// One exchange over `lease`, to its end.
+    async fn exchange(lease: &mut Lease) {
+        let uri = if lease.link.is_h2() { "http://h/" } else { "/" };
+        let request = Request::get(uri).body(RequestBody::Whole(None)).unwrap();
+        let answer = lease.link.send(request).await.map_err(|e| e.error).unwrap();
+        let mut body = answer.into_body();
+        while let Some(frame) = std::future::poll_fn(|cx| lease.link.poll_frame(&mut body, cx)).await {
+            frame.unwrap();
+        }
+    }
+
+    #[test]
+    fn an_http1_connection_is_used_again_and_given_up_when_it_is_old() {
+        run(async |pools: Pools, clock: Clock| {
+            let server = Server::start(Http2::Never, 0).await;
+            for round in 0..3 {
+                let mut lease = pools.lease(&server.upstream, false).await.unwrap();
+                assert_eq!(lease.reused, round > 0);
+                exchange(&mut lease).await;
+                lease.give_back(clock.mono());
+            }
+            server.has(1).await;
+            pools.sweep(std::slice::from_ref(&server.upstream));
+            server.has(1).await;
+            clock.advance(MAX_IDLE + Duration::from_secs(1));
+            pools.sweep(std::slice::from_ref(&server.upstream));
+            server.has(0).await;
+            assert!(!pools.lease(&server.upstream, false).await.unwrap().reused);
+        });
+    }
+
+    #[test]
+    fn a_connection_whose_exchange_did_not_end_is_not_kept() {
+        run(async |pools: Pools, clock: Clock| {
+            let server = Server::start(Http2::Never, 0).await;
+            let mut lease = pools.lease(&server.upstream, false).await.unwrap();
+            let request = Request::post("/").body(RequestBody::Whole(None)).unwrap();
+            let mut sending = Box::pin(lease.link.send(request));
+            std::future::poll_fn(|cx| {
+                assert!(sending.as_mut().poll(cx).is_pending());
+                std::task::Poll::Ready(())
+            })
+            .await;
+            drop(sending);
+            lease.give_back(clock.mono());
+            server.has(0).await;
+        });
+    }
+
+    #[test]
+    fn an_http2_connection_has_no_more_exchanges_than_its_upstream_allows() {
+        run(async |pools: Pools, _| {
+            let server = Server::start(Http2::PriorKnowledge, 3).await;
+            let mut first = pools.lease(&server.upstream, false).await.unwrap();
+            exchange(&mut first).await;
+            let mut held = vec![first];
+            for n in 2..=7 {
+                held.push(pools.lease(&server.upstream, false).await.unwrap());
+                exchange(held.last_mut().unwrap()).await;
+                assert_eq!(server.opened.get(), usize::div_ceil(n, 3), "for {n} exchanges");
+            }
+            drop(held.remove(0));
+            assert!(pools.lease(&server.upstream, false).await.unwrap().reused);
+            assert_eq!(server.opened.get(), 3, "the place that became free was taken");
+        });
+    }
+
+    #[test]
+    fn however_many_are_allowed_there_is_a_bound() {
+        run(async |pools: Pools, _| {
+            let server = Server::start(Http2::PriorKnowledge, 10_000).await;
+            let mut held = Vec::new();
+            for n in 1..=2 * MAX_SHARING {
+                held.push(pools.lease(&server.upstream, false).await.unwrap());
+                exchange(held.last_mut().unwrap()).await;
+                assert_eq!(server.opened.get(), n.div_ceil(MAX_SHARING));
+            }
+        });
+    }
+
+    #[test]
+    fn an_http2_connection_without_exchanges_is_closed_after_a_while() {
+        run(async |pools: Pools, clock: Clock| {
+            let server = Server::start(Http2::PriorKnowledge, 3).await;
+            let all = std::slice::from_ref(&server.upstream);
+            let mut lease = pools.lease(&server.upstream, false).await.unwrap();
+            exchange(&mut lease).await;
+            for _ in 0..3 {
+                pools.sweep(all);
+                clock.advance(MAX_IDLE + Duration::from_secs(1));
+            }
+            server.has(1).await;
+            lease.give_back(clock.mono());
+            pools.sweep(all);
+            clock.advance(MAX_IDLE / 2);
+            assert!(pools.lease(&server.upstream, false).await.unwrap().reused);
+            pools.sweep(all);
+            clock.advance(MAX_IDLE - Duration::from_secs(1));
+            pools.sweep(all);
+            server.has(1).await;
+            clock.advance(Duration::from_secs(2));
+            pools.sweep(all);
+            server.has(0).await;
+        });
+    }
+
+    #[test]
+    fn a_connection_to_be_avoided_serves_what_it_has_and_nothing_else() {
+        run(async |pools: Pools, _| {
+            let server = Server::start(Http2::PriorKnowledge, 9).await;
+            let silent = pools.lease(&server.upstream, false).await.unwrap();
+            let mut beside = pools.lease(&server.upstream, false).await.unwrap();
+            silent.avoid();
+            assert!(!pools.lease(&server.upstream, false).await.unwrap().reused);
+            exchange(&mut beside).await;
+            drop((silent, beside));
+            server.has(1).await;
+        });
+    }
+
+    #[test]
+    fn connections_of_upstreams_that_are_gone_are_closed() {
+        run(async |pools: Pools, clock: Clock| {
+            let server = Server::start(Http2::Never, 0).await;
+            let mut lease = pools.lease(&server.upstream, false).await.unwrap();
+            let mut late = pools.lease(&server.upstream, false).await.unwrap();
+            exchange(&mut lease).await;
+            lease.give_back(clock.mono());
+            // A reload that changes nothing about how the upstream is reached keeps the connection.
+            let same = Arc::new(Upstream::clone(&server.upstream));
+            let again = pools.lease(&same, false).await.unwrap();
+            assert!(again.reused);
+            again.give_back(clock.mono());
+            let mut other = Upstream::clone(&server.upstream);
+            other.name = "other".into();
+            pools.sweep(&[Arc::new(other)]);
+            server.has(1).await;
+            assert!(pools.by_upstream.borrow().is_empty());
+            exchange(&mut late).await;
+            late.give_back(clock.mono());
+            server.has(0).await;
+        });
+    }
+
+    #[test]
+    fn those_who_come_together_share_one_http2_connection() {
+        run(async |pools: Pools, _| {
+            let server = Server::start(Http2::PriorKnowledge, 50).await;
+            let leases = RefCell::new(Vec::new());
+            let ask = async || {
+                let lease = pools.lease(&server.upstream, false).await.unwrap();
+                leases.borrow_mut().push(lease);
+            };
+            tokio::join!(ask(), ask(), ask(), ask());
+            server.has(1).await;
+        });
+    }
+}

@@ -291,13 +291,11 @@ mod tests {
 
     use super::*;
 
-    /// Feeds `wire` in pieces; gives the content, the trailers and how much was left over.
-    fn run(
-        mut decoder: Decoder,
-        wire: &[u8],
-        sizes: &[usize],
-        close: bool,
-    ) -> Result<(Vec<u8>, Option<HeaderMap>, Vec<u8>, bool), String> {
+    /// The content, the trailers, what was left over, and whether it ended.
+    type Ran = (Vec<u8>, Option<HeaderMap>, Vec<u8>, bool);
+
+    /// Feeds `wire` in pieces.
+    fn run(mut decoder: Decoder, wire: &[u8], sizes: &[usize], close: bool) -> Result<Ran, String> {
         let (mut read, mut content, mut trailers) = (Vec::new(), Vec::new(), None);
         let mut sizes = sizes.iter().copied().cycle();
         let mut wire = wire;
@@ -408,7 +406,7 @@ mod tests {
                 assert!(
                     got.is_err(),
                     "{:?} in pieces of {size}: {got:?}",
-                    &wire[..wire.len().min(40)]
+                    wire.get(..40).unwrap_or(wire)
                 );
             }
         }

@@ -134,7 +134,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Conn<T> {
         let encoding = write::head(&parts, &body, &mut front);
         let whole = match &body {
             RequestBody::Whole(bytes) => bytes.clone().unwrap_or_default(),
-            RequestBody::Passing(_) => Bytes::new(),
+            _ => Bytes::new(),
         };
         let small = whole.len() <= write::SMALL;
         if small {
@@ -163,7 +163,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Conn<T> {
         };
         let body = match body {
             RequestBody::Whole(_) => None,
-            passing @ RequestBody::Passing(_) => Some(passing),
+            streamed => Some(streamed),
         };
         let data = if small { Bytes::new() } else { whole };
         if written == front.len() && data.is_empty() && body.is_none() {

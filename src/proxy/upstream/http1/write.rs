@@ -65,7 +65,7 @@ fn encoding(headers: &HeaderMap, body: &RequestBody) -> (Encoding, Option<Encodi
             };
             (encoding, (!right).then_some(encoding))
         }
-        RequestBody::Passing(_) => match said {
+        _ => match said {
             Said::Length(length) => (Encoding::Length(length), None),
             Said::Nothing | Said::Nonsense => (Encoding::Chunked, Some(Encoding::Chunked)),
         },
