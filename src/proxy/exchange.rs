@@ -18,6 +18,7 @@ use super::identify::{Clues, identify};
 use super::observe::{Answer, Relay};
 use super::reply::{Problem, refuse};
 use super::rewrite::{Downgraded, Prepared, prepare};
+use super::upstream::AnswerBody;
 use super::watched::InFlight;
 use super::{admit, identify::Identity, switch};
 use crate::dialect::include_usage::{Hider, refusal_names_stream_options};
@@ -184,7 +185,7 @@ async fn switch_protocol(
 /// An answer whose head is there.
 struct Sent {
     forwarded: Forwarded,
-    incoming: Incoming,
+    incoming: AnswerBody,
     /// Usage was asked for on the client's behalf and has to be taken out of the answer.
     usage_hidden: bool,
 }

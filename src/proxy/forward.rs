@@ -10,13 +10,12 @@ use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TRAILER};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Uri, Version, response};
-use hyper::body::Incoming;
 
 use super::alarm::Alarm;
 use super::body::RequestBody;
 use super::headers::strip_request;
 use super::reply::Problem;
-use super::upstream::{Lease, Link};
+use super::upstream::{AnswerBody, Lease, SendError};
 use super::worker::Worker;
 use crate::enforce::policy::{Policy, Upstream};
 
@@ -132,7 +131,7 @@ pub(super) async fn forward(
     outgoing: Outgoing,
     body: RequestBody,
     alarm: &mut Alarm,
-) -> Result<(Forwarded, Incoming), Problem> {
+) -> Result<(Forwarded, AnswerBody), Problem> {
     let (mut outgoing, mut body) = (outgoing, body);
     let mut fresh = false;
     loop {
@@ -141,7 +140,7 @@ pub(super) async fn forward(
             .lease(upstream, fresh)
             .await
             .map_err(Problem::Connect)?;
-        let h2 = matches!(lease.link, Link::H2 { .. });
+        let h2 = lease.link.is_h2();
         let request = outgoing.request(upstream, h2, body);
         alarm.heard();
         let sent = {
@@ -153,7 +152,10 @@ pub(super) async fn forward(
             .await
         };
         match sent {
-            None => return Err(alarm.problem()),
+            None => {
+                lease.avoid();
+                return Err(alarm.problem());
+            }
             Some(Ok(response)) => {
                 let (head, incoming) = response.into_parts();
                 return Ok((
@@ -166,13 +168,13 @@ pub(super) async fn forward(
                     incoming,
                 ));
             }
-            Some(Err(mut e)) => match e.take_message() {
+            Some(Err(SendError { error, unsent })) => match unsent {
                 Some(unsent) if lease.reused && !fresh => {
-                    let again = Outgoing::again(upstream, unsent);
-                    (outgoing, body) = again.ok_or_else(|| Problem::Upstream(e.into_error()))?;
+                    let again = Outgoing::again(upstream, *unsent);
+                    (outgoing, body) = again.ok_or(Problem::Upstream(error))?;
                     fresh = true;
                 }
-                _ => return Err(Problem::Upstream(e.into_error())),
+                _ => return Err(Problem::Upstream(error)),
             },
         }
     }
@@ -181,7 +183,7 @@ pub(super) async fn forward(
 /// Reads the body of an answer as far as `max` bytes go, to look at it before it is passed on.
 pub(super) async fn peek(
     forwarded: &mut Forwarded,
-    incoming: &mut Incoming,
+    incoming: &mut AnswerBody,
     max: usize,
     alarm: &mut Alarm,
     silence: Duration,

@@ -8,12 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
-use hyper::body::Incoming;
 
 use super::alarm::Alarm;
 use super::emit::Account;
 use super::forward::Forwarded;
-use super::upstream::Lease;
+use super::upstream::{AnswerBody, Lease, LinkError};
 use super::watched::InFlight;
 use crate::dialect::include_usage::Hider;
 use crate::enforce::policy::OnClientAbort;
@@ -35,7 +34,7 @@ pub(crate) struct Relay {
 }
 
 struct Parts {
-    incoming: Incoming,
+    incoming: AnswerBody,
     lease: Lease,
     account: Box<Account>,
     alarm: Alarm,
@@ -53,7 +52,7 @@ struct Parts {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
     #[error("upstream broke off its answer: {0}")]
-    Upstream(#[source] hyper::Error),
+    Upstream(#[source] LinkError),
     #[error("upstream was silent for too long")]
     Timeout,
 }
@@ -62,7 +61,7 @@ impl Relay {
     /// Passes on what is left of `forwarded`, after `prefix`, which was read from it already.
     pub(super) fn new(
         forwarded: Forwarded,
-        incoming: Incoming,
+        incoming: AnswerBody,
         account: Box<Account>,
         alarm: Alarm,
         hider: Option<Hider>,

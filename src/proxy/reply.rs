@@ -8,7 +8,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 
 use super::observe::Answer;
-use super::upstream::ConnectError;
+use super::upstream::{ConnectError, LinkError};
 use super::watched::InFlight;
 use crate::dialect::error_body::{Refusal, RefusalKind, render};
 use crate::dialect::table::Api;
@@ -46,7 +46,7 @@ pub(super) enum Problem {
     /// The upstream could not be reached.
     Connect(ConnectError),
     /// The upstream broke before it answered.
-    Upstream(hyper::Error),
+    Upstream(LinkError),
     /// The upstream did not begin to answer in time.
     UpstreamTimeout(Duration),
     /// The upstream fell silent inside an answer of which the client has nothing yet.

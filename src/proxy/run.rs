@@ -40,7 +40,7 @@ pub fn run_worker(shared: Arc<Shared>, listeners: Vec<Listening>) -> io::Result<
             tokio::task::spawn_local(async move {
                 loop {
                     sleep(SWEEP).await;
-                    worker.pools.sweep();
+                    worker.pools.sweep(&worker.snapshot().policy.upstreams);
                 }
             })
         };

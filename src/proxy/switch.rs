@@ -79,13 +79,13 @@ pub(super) async fn ask(worker: &Worker, head: &Head) -> Result<Asked, Problem> 
     let io = connect_http1(upstream).await.map_err(Problem::Connect)?;
     let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))
         .await
-        .map_err(Problem::Upstream)?;
+        .map_err(|e| Problem::Upstream(e.into()))?;
     drop(tokio::task::spawn_local(connection.with_upgrades()));
     let first_byte = upstream.timeouts.first_byte;
     let answer = timeout(first_byte, send.send_request(request))
         .await
         .map_err(|_| Problem::UpstreamTimeout(first_byte))?
-        .map_err(Problem::Upstream)?;
+        .map_err(|e| Problem::Upstream(e.into()))?;
     let (mut parts, body) = answer.into_parts();
     if parts.status != StatusCode::SWITCHING_PROTOCOLS {
         strip_answer(&mut parts.headers);
@@ -108,7 +108,7 @@ pub(super) async fn ask(worker: &Worker, head: &Head) -> Result<Asked, Problem> 
     switch_headers(answer.headers_mut(), protocol);
     let upgraded = hyper::upgrade::on(Response::from_parts(parts, ()))
         .await
-        .map_err(Problem::Upstream)?;
+        .map_err(|e| Problem::Upstream(e.into()))?;
     Ok(Asked::Agreed(answer, upgraded))
 }
 

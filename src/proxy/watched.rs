@@ -161,6 +161,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
             this.again.drain(..n);
             if this.again.is_empty() {
                 this.again = Vec::new();
+                // With what came behind it, in the same read: after a short one hyper doubles its buffer.
+                if let Poll::Ready(Err(e)) = Pin::new(&mut this.io).poll_read(cx, buf) {
+                    return Poll::Ready(Err(e));
+                }
             }
         }
         let activity = &this.activity;

@@ -27,3 +27,4 @@ mod reload;
 mod streams;
 mod transparent;
 mod uploads;
+mod upstreams;

@@ -1,24 +1,24 @@
 //! One HTTP connection to an upstream; an HTTP/1.1 one is driven by whoever waits on it, not by a task of its own.
 
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body::Frame;
-use hyper::body::{Body, Incoming};
-use hyper::client::conn::{TrySendError, http1, http2};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::connect::{ConnectError, Connected};
+use super::http1::{Conn, Decoder, Failure, Http1Error, Known, Spare};
 use super::io::UpstreamIo;
 use crate::proxy::body::RequestBody;
 use crate::proxy::local::LocalExecutor;
-
-/// How much of an answer may be read ahead of a client that takes its time, and so the largest head of one, in bytes.
-const BUFFER: usize = 64 * 1024;
 
 /// What one HTTP/2 answer may have on its way to us, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -27,94 +27,122 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_PATIENCE: Duration = Duration::from_secs(10);
 
-type Driver = Pin<Box<http1::Connection<TokioIo<UpstreamIo>, RequestBody>>>;
-
 /// One HTTP connection to an upstream.
 ///
 /// The response body polls an HTTP/1.1 connection itself (through [`Link::poll_frame`]): frames that arrived
 /// together are then handed on together and leave in one write, where a task of its own for the connection would
 /// cost one wake-up and one write for each.
 pub(crate) enum Link {
-    H1 {
-        send: http1::SendRequest<RequestBody>,
-        driver: Option<Driver>,
-    },
+    H1(Box<Conn<UpstreamIo>>),
     H2 {
         send: http2::SendRequest<RequestBody>,
+        /// How many exchanges the upstream allows at once.
+        allowed: Rc<Cell<usize>>,
     },
 }
 
-impl Link {
-    pub(super) async fn handshake(connected: Connected, prior_knowledge: bool) -> Result<Self, ConnectError> {
-        let io = TokioIo::new(connected.io);
-        if connected.h2 || prior_knowledge {
-            let (send, connection) = http2::Builder::new(LocalExecutor)
-                // One client that does not read must not hold up the others of the connection, so the connection
-                // has room for many full streams.
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(64 * STREAM_WINDOW)
-                // A peer that vanished is noticed, and the next exchange opens another connection.
-                .timer(TokioTimer::new())
-                .keep_alive_interval(PING_EVERY)
-                .keep_alive_timeout(PING_PATIENCE)
-                .handshake(io)
-                .await
-                .map_err(ConnectError::Http)?;
-            // Many exchanges share it, so none can drive it alone.
-            drop(tokio::task::spawn_local(connection));
-            Ok(Self::H2 { send })
-        } else {
-            let (send, connection) = http1::Builder::new()
-                .max_buf_size(BUFFER)
-                .handshake(io)
-                .await
-                .map_err(ConnectError::Http)?;
-            Ok(Self::H1 {
-                send,
-                driver: Some(Box::pin(connection)),
-            })
-        }
-    }
+/// The body of an upstream's answer; its frames come out of [`Link::poll_frame`].
+pub(crate) enum AnswerBody {
+    Http1(Decoder),
+    Http2(Incoming),
+}
 
-    pub(super) fn is_h2(&self) -> bool {
-        matches!(self, Self::H2 { .. })
+/// Why an exchange with an upstream failed after there was a connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error(transparent)]
+    Http1(#[from] Http1Error),
+    #[error(transparent)]
+    Hyper(#[from] hyper::Error),
+}
+
+/// Why there is no answer, and the request when nothing of it was sent.
+pub(crate) struct SendError {
+    pub(crate) error: LinkError,
+    pub(crate) unsent: Option<Box<Request<RequestBody>>>,
+}
+
+/// What the HTTP/1.1 connections of one upstream share: buffers with all of their worker, what heads look like among
+/// themselves.
+#[derive(Clone, Default)]
+pub(super) struct Common {
+    pub(super) spare: Rc<Spare>,
+    pub(super) known: Rc<RefCell<Known>>,
+}
+
+impl Link {
+    pub(super) async fn handshake(
+        connected: Connected,
+        prior_knowledge: bool,
+        common: &Common,
+    ) -> Result<Self, ConnectError> {
+        if !connected.h2 && !prior_knowledge {
+            let Common { spare, known } = common.clone();
+            return Ok(Self::H1(Box::new(Conn::new(connected.io, spare, known))));
+        }
+        let (mut send, mut connection) = http2::Builder::new(LocalExecutor)
+            // One client that does not read must not hold up the others of the connection, so the connection
+            // has room for many full streams.
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(64 * STREAM_WINDOW)
+            // A peer that vanished is noticed, and the next exchange opens another connection.
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_PATIENCE)
+            .handshake(TokioIo::new(connected.io))
+            .await
+            .map_err(ConnectError::Http)?;
+        let allowed = Rc::new(Cell::new(usize::MAX));
+        // Many exchanges share it, so none can drive it alone.
+        drop(tokio::task::spawn_local({
+            let allowed = Rc::clone(&allowed);
+            poll_fn(move |cx| {
+                let ended = Pin::new(&mut connection).poll(cx);
+                allowed.set(connection.current_max_send_streams());
+                ended
+            })
+        }));
+        send.ready().await.map_err(ConnectError::Http)?;
+        Ok(Self::H2 { send, allowed })
     }
 
     /// A second handle on the same HTTP/2 connection; `None` for HTTP/1.1.
     pub(super) fn share(&self) -> Option<Self> {
         match self {
-            Self::H1 { .. } => None,
-            Self::H2 { send } => Some(Self::H2 { send: send.clone() }),
+            Self::H1(_) => None,
+            Self::H2 { send, allowed } => Some(Self::H2 {
+                send: send.clone(),
+                allowed: Rc::clone(allowed),
+            }),
         }
     }
 
-    /// Waits until the first request can be sent.
-    pub(super) async fn ready(&mut self) -> bool {
+    /// How many exchanges at once the upstream allows on this connection.
+    pub(super) fn allowed(&self) -> usize {
         match self {
-            Self::H1 { send, driver } => poll_fn(|cx| drive(driver, cx, |cx| send.poll_ready(cx)))
-                .await
-                .is_ok(),
-            Self::H2 { send } => !send.is_closed() && poll_fn(|cx| send.poll_ready(cx)).await.is_ok(),
+            Self::H1(_) => 1,
+            Self::H2 { allowed, .. } => allowed.get(),
         }
     }
 
-    /// Whether another request can be sent at once; looks at the socket, so that a connection closed while idle is
-    /// seen. One that is still busy with what came before is no use either: waiting for it could take for ever.
-    pub(super) async fn ready_again(&mut self) -> bool {
+    pub(crate) fn is_h2(&self) -> bool {
+        matches!(self, Self::H2 { .. })
+    }
+
+    /// Whether another exchange may begin; looks at the socket of an HTTP/1.1 connection, so that one that was closed
+    /// while idle is seen.
+    pub(super) async fn is_alive(&mut self) -> bool {
         match self {
-            Self::H1 { send, driver } => {
-                // The first look is what tells hyper that more is wanted, the second sees what it made of that.
-                poll_fn(|cx| {
-                    for _ in 0..2 {
-                        if let Poll::Ready(ready) = drive(driver, cx, |cx| send.poll_ready(cx)) {
-                            return Poll::Ready(ready.is_ok() && driver.is_some());
-                        }
-                    }
-                    Poll::Ready(false)
-                })
-                .await
-            }
-            Self::H2 { .. } => self.ready().await,
+            Self::H1(conn) => conn.is_alive().await,
+            Self::H2 { send, .. } => !send.is_closed(),
+        }
+    }
+
+    /// Whether another exchange may begin after the one before, as far as that one tells.
+    pub(super) fn is_idle(&self) -> bool {
+        match self {
+            Self::H1(conn) => conn.is_idle(),
+            Self::H2 { send, .. } => !send.is_closed(),
         }
     }
 
@@ -123,44 +151,58 @@ impl Link {
     pub(crate) async fn send(
         &mut self,
         request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+    ) -> Result<Response<AnswerBody>, SendError> {
         match self {
-            Self::H1 { send, driver } => {
-                let mut answer = pin!(send.try_send_request(request));
-                poll_fn(|cx| drive(driver, cx, |cx| answer.as_mut().poll(cx))).await
-            }
-            Self::H2 { send } => send.try_send_request(request).await,
+            Self::H1(conn) => match conn.send(request).await {
+                Ok(answer) => Ok(answer.map(AnswerBody::Http1)),
+                Err(Failure { error, unsent }) => Err(SendError {
+                    error: error.into(),
+                    unsent,
+                }),
+            },
+            Self::H2 { send, .. } => match send.try_send_request(request).await {
+                Ok(answer) => Ok(answer.map(AnswerBody::Http2)),
+                Err(mut e) => Err(SendError {
+                    unsent: e.take_message().map(Box::new),
+                    error: e.into_error().into(),
+                }),
+            },
         }
     }
 
     /// The next frame of an answer that came over this connection.
     pub(crate) fn poll_frame(
         &mut self,
-        body: &mut Incoming,
+        body: &mut AnswerBody,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self {
-            Self::H1 { driver, .. } => drive(driver, cx, |cx| Pin::new(&mut *body).poll_frame(cx)),
-            Self::H2 { .. } => Pin::new(body).poll_frame(cx),
+    ) -> Poll<Option<Result<Frame<Bytes>, LinkError>>> {
+        match (self, body) {
+            (Self::H1(conn), AnswerBody::Http1(decoder)) => conn
+                .poll_frame(decoder, cx)
+                .map(|frame| frame.map(|f| f.map_err(LinkError::Http1))),
+            (_, AnswerBody::Http2(incoming)) => Pin::new(incoming)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|f| f.map_err(LinkError::Hyper))),
+            // A body is read over the connection that it came over.
+            (Self::H2 { .. }, AnswerBody::Http1(_)) => Poll::Ready(None),
         }
     }
 }
 
-/// Polls `wanted`, and the connection when that is not ready. A connection that ended is forgotten; `wanted` then
-/// says so itself.
-fn drive<T>(
-    driver: &mut Option<Driver>,
-    cx: &mut Context<'_>,
-    mut wanted: impl FnMut(&mut Context<'_>) -> Poll<T>,
-) -> Poll<T> {
-    if let Poll::Ready(value) = wanted(cx) {
-        return Poll::Ready(value);
+impl AnswerBody {
+    /// Whether nothing more will come.
+    pub(crate) fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(decoder) => decoder.is_ended(),
+            Self::Http2(incoming) => incoming.is_end_stream(),
+        }
     }
-    let Some(connection) = driver else {
-        return Poll::Pending;
-    };
-    if connection.as_mut().poll(cx).is_ready() {
-        *driver = None;
+
+    /// How long what is left is, as far as that is known.
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(decoder) => decoder.size_hint(),
+            Self::Http2(incoming) => incoming.size_hint(),
+        }
     }
-    wanted(cx)
 }
