@@ -1,6 +1,7 @@
 //! What a request body says: model, stream, hints for identity, and what the model must be able to do.
 
 pub use super::hints::BodyHints;
+use super::fingerprint::KeyMaker;
 use super::hints::HintReader;
 use super::json::{self, Fault, Object};
 use super::multipart;
@@ -35,6 +36,8 @@ pub struct RequestFacts {
     pub estimated_input: u64,
     /// What tells who sends it.
     pub hints: BodyHints,
+    /// What [`super::fingerprint::prefix_key`] gives for the body; `None` also where it was not read.
+    pub agent_key: Option<u64>,
 }
 
 /// Why the model of a body cannot be trusted or rewritten.
@@ -107,10 +110,11 @@ fn read_object(route: &Route, body: &[u8]) -> Result<RequestFacts, Fault> {
         tally: Tally::new(route.api),
         structure: 0,
         hints: HintReader::default(),
+        key: KeyMaker::default(),
     };
     let mut object = Object::open(body).ok_or(Fault)?;
     while let Some(key) = object.key()? {
-        reader.member(&json::key_name(key), &mut object)?;
+        reader.top_member(&json::key_name(key), &mut object)?;
     }
     if object.is_whole() {
         Ok(reader.finish())
@@ -129,9 +133,17 @@ struct Reader<'a> {
     /// Bytes of tools and the like, which count with their keys and braces.
     structure: u64,
     hints: HintReader,
+    key: KeyMaker,
 }
 
 impl<'a> Reader<'a> {
+    fn top_member(&mut self, name: &[u8], object: &mut Object<'_>) -> Result<(), Fault> {
+        let start = object.at();
+        self.member(name, object)?;
+        self.key.member(name, json::slice(self.body, start..object.at()));
+        Ok(())
+    }
+
     fn member(&mut self, name: &[u8], object: &mut Object<'_>) -> Result<(), Fault> {
         match name {
             b"model" => {
@@ -266,6 +278,7 @@ impl<'a> Reader<'a> {
         facts.media = self.tally.media;
         facts.estimated_input = (self.tally.text + self.structure) / BYTES_PER_TOKEN;
         facts.hints = self.hints.finish();
+        facts.agent_key = self.key.finish(route);
         self.facts
     }
 }

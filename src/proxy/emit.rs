@@ -33,7 +33,6 @@ pub(super) struct Account {
     pub(super) identity: Identity,
     pub(super) api: Api,
     pub(super) upstream: Arc<Upstream>,
-    pub(super) model_requested: Option<ModelName>,
     pub(super) stream_asked: bool,
     /// Tokens of input as far as the body's size tells, for answers that do not say.
     pub(super) estimated_input: u64,
@@ -150,7 +149,7 @@ impl Account {
             normalised.input_total = Some(self.estimated_input);
         }
         let policy = &self.snapshot.policy;
-        let asked = self.model_requested.as_ref().map(ModelName::as_str);
+        let asked = self.identity.model.as_ref().map(ModelName::as_str);
         let cost_usd = policy.prices.cost(
             self.api,
             measured.model_served.as_deref(),
@@ -174,7 +173,7 @@ impl Account {
             upstream: self.upstream.name.clone(),
             provider: self.upstream.provider.clone(),
             api: self.api.name().into(),
-            model_requested: self.model_requested.clone(),
+            model_requested: identity.model.clone(),
             model_served: measured.model_served.map(ModelName::from),
             status: self.status,
             stream: measured.stream || (self.stream_asked && times.first_byte.is_none()),

@@ -26,11 +26,13 @@ use crate::dialect::include_usage::{Hider, refusal_names_stream_options};
 use crate::dialect::meter::{AnswerHead, Meter, MeterOptions};
 use crate::dialect::request::RequestFacts;
 use crate::enforce::snapshot::Snapshot;
-use crate::types::ids::{ModelName, RequestId};
+use crate::types::ids::RequestId;
 use crate::types::observation::{ActionTaken, Outcome};
 
 /// Largest error answer that is read to see whether it is about the usage that we asked for.
 const MAX_OBJECTION: usize = 64 * 1024;
+
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Answers one request: arrive, identify, admit, rewrite, forward, observe. Each step takes what the one before
 /// gave. From `identify` on an [`Account`] is kept; dropping it, wherever that happens, is the last step: emit.
@@ -64,10 +66,9 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
         &Clues {
             headers: &head.parts.headers,
             path_agent: head.path_agent.as_deref(),
-            hints: &facts.hints,
+            facts,
             route: &head.route,
             body: bytes,
-            model: facts.model.as_deref(),
             upstream: &head.upstream,
             request_id: &request_id,
         },
@@ -209,7 +210,6 @@ fn open_account(
         identity,
         api: head.route.api,
         upstream: Arc::clone(&head.upstream),
-        model_requested: facts.model.as_deref().map(ModelName::from),
         stream_asked: facts.stream,
         estimated_input: facts.estimated_input,
         permit: None,
@@ -420,10 +420,26 @@ fn request_id(head: &Head, ids: &super::worker::RequestIds) -> RequestId {
     match head
         .parts
         .headers
-        .get("x-request-id")
+        .get(&X_REQUEST_ID)
         .and_then(|v| v.to_str().ok())
     {
         Some(id) if !id.is_empty() && id.len() <= MAX => RequestId::from(id),
         _ => ids.next(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn sizes() {
+        fn r2<F: Fn(A, B) -> R, A, B, R>(_: &F) -> usize { size_of::<R>() }
+        fn r4<F: Fn(A, B, C, D) -> R, A, B, C, D, R>(_: &F) -> usize { size_of::<R>() }
+        fn r5<F: Fn(A, B, C, D, E) -> R, A, B, C, D, E, R>(_: &F) -> usize { size_of::<R>() }
+        println!("serve {}", r2(&super::serve));
+        println!("send {}", r5(&super::send));
+        println!("head {} content {} prepared {} account {} identity {} facts {} alarm {} sent {} parts {} route {}",
+            size_of::<super::Head>(), size_of::<super::arrive::Content>(), size_of::<super::Prepared>(), size_of::<super::Account>(), size_of::<super::Identity>(), size_of::<super::RequestFacts>(), size_of::<super::Alarm>(), size_of::<super::Sent>(), size_of::<http::request::Parts>(), size_of::<crate::dialect::table::Route>());
+        println!("meter {} problem {} outgoing {} forwarded {} observation {} measured {}", size_of::<super::Meter>(), size_of::<super::Problem>(), size_of::<super::Outgoing>(), size_of::<super::Forwarded>(), size_of::<crate::types::observation::Observation>(), size_of::<crate::dialect::meter::Measured>());
+        let _ = r4::<fn(u8,u8,u8,u8)->u8,_,_,_,_,_>;
     }
 }
