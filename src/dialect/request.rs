@@ -1,7 +1,7 @@
 //! What a request body says: model, stream, hints for identity, and what the model must be able to do.
 
-pub use super::hints::BodyHints;
 use super::fingerprint::KeyMaker;
+pub use super::hints::BodyHints;
 use super::hints::HintReader;
 use super::json::{self, Fault, Object};
 use super::multipart;

@@ -14,17 +14,22 @@ use crate::types::time::Mono;
 
 /// Rings when the upstream was silent for too long, or when the exchange took too long as a whole.
 ///
-/// The timer is made when something has to be waited for, and is only moved when it fires: a part of an answer that
-/// comes costs it one reading of the clock. It is handed on from one exchange of a connection to the next, since
-/// nearly all of them end long before it fires.
+/// The timer is made when something has to be waited for, and is only moved when it fires. It is handed on from one
+/// exchange of a connection to the next, since nearly all of them end long before it fires. Parts that come in one go
+/// have one time: the clock is read when they have to be waited for again, and after every [`TOGETHER`] of them.
 pub(super) struct Alarm {
     clock: Clock,
     timer: Option<Timer>,
     spare: Rc<Spare>,
     last_heard: Mono,
+    /// What was heard since.
+    unread: u8,
     silence: Duration,
     whole: Mono,
 }
+
+/// Parts that may have the time of one of them.
+const TOGETHER: u8 = 16;
 
 /// The timer of a connection while no exchange needs it.
 #[derive(Default)]
@@ -46,6 +51,7 @@ impl Alarm {
             timer,
             spare,
             last_heard,
+            unread: 0,
             silence,
             whole: whole.unwrap_or(Mono::FAR),
         }
@@ -54,21 +60,34 @@ impl Alarm {
     /// From now on this much silence is allowed.
     pub(super) fn allow(&mut self, silence: Duration) {
         self.silence = silence;
-        self.heard();
+        self.read_clock();
     }
 
     /// Something came.
+    #[inline]
     pub(super) fn heard(&mut self) {
-        self.last_heard = self.clock.mono();
+        self.unread += 1;
+        if self.unread >= TOGETHER {
+            self.read_clock();
+        }
     }
 
-    /// When something came last.
+    /// When something came last, as of the last reading of the clock.
     pub(super) fn last_heard(&self) -> Mono {
         self.last_heard
     }
 
+    /// Reads the clock for what came since that was done.
+    pub(super) fn read_clock(&mut self) {
+        self.unread = 0;
+        self.last_heard = self.clock.mono();
+    }
+
     /// Ready when the alarm rings.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.unread > 0 {
+            self.read_clock();
+        }
         let rings = self.last_heard.after(self.silence).min(self.whole);
         loop {
             // A timer that fires early is moved on then; one that would fire late has to be made anew.

@@ -89,7 +89,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
         // A body that cannot be read is not free: what it really uses is settled afterwards.
         estimate = estimate.max(1);
     }
-    match admit::pass(&worker, &mut snapshot, &slot, estimate).await {
+    let now = match admit::pass(&worker, &mut snapshot, &slot, estimate, complete).await {
         Ok(admitted) => {
             account.permit = Some(admitted.permit);
             if admitted.held > Duration::from_millis(1) {
@@ -97,10 +97,13 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
                 let ms = u64::try_from(admitted.held.as_millis()).unwrap_or(u64::MAX);
                 account.actions.push(ActionTaken::Delayed { ms });
             }
+            admitted.at
         }
         Err(problem) => return answer_problem(account, &head, problem, in_flight),
+    };
+    if !Arc::ptr_eq(&account.snapshot, &snapshot) {
+        account.snapshot = Arc::clone(&snapshot);
     }
-    account.snapshot = Arc::clone(&snapshot);
 
     if switch::is_asked(&head) {
         return Box::pin(switch_protocol(&connection, account, &head, in_flight)).await;
@@ -109,7 +112,6 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     // Rewrite.
     let seen = content.seen.clone();
     let agent = account.identity.agent.clone();
-    let now = clock.mono();
     let prepared = match prepare(
         &worker,
         &snapshot,
@@ -150,7 +152,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     };
 
     // Observe.
-    if !sent.usage_hidden {
+    if !sent.usage_asked {
         account.actions.retain(|a| *a != ActionTaken::UsageRequested);
     }
     observe(account, sent, alarm, downgraded.as_ref(), in_flight)
@@ -186,7 +188,9 @@ struct Sent {
     forwarded: Forwarded,
     incoming: Incoming,
     /// Usage was asked for on the client's behalf and has to be taken out of the answer.
-    usage_hidden: bool,
+    usage_asked: bool,
+    /// The answer is a JSON document and no stream.
+    document: bool,
 }
 
 #[expect(
@@ -265,16 +269,23 @@ async fn send(
         }
         let (mut forwarded, mut incoming) = forward(worker, &head.upstream, outgoing, body, alarm).await?;
         let Some((original, mut outgoing)) = without_usage.zip(spare) else {
-            return Ok(Sent { forwarded, incoming, usage_hidden: false });
+            return Ok(Sent { forwarded, incoming, usage_asked: false, document: false });
         };
         let status = forwarded.head.status;
-        if !matches!(status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY) {
-            return Ok(Sent { forwarded, incoming, usage_hidden: true });
-        }
         let silence = head.upstream.timeouts.idle;
+        if !matches!(status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY) {
+            let mut document = false;
+            let headers = &forwarded.head.headers;
+            if status.is_success() && is_called_json(headers) && !headers.contains_key(CONTENT_ENCODING) {
+                // Some call their streams JSON: the first byte tells.
+                peek(&mut forwarded, &mut incoming, 1, alarm, silence).await?;
+                document = matches!(forwarded.prefix.first(), None | Some(b'{' | b'[' | b' ' | b'\t' | b'\r' | b'\n'));
+            }
+            return Ok(Sent { forwarded, incoming, usage_asked: true, document });
+        }
         peek(&mut forwarded, &mut incoming, MAX_OBJECTION, alarm, silence).await?;
         if !refusal_names_stream_options(status.as_u16(), &forwarded.prefix) {
-            return Ok(Sent { forwarded, incoming, usage_hidden: false });
+            return Ok(Sent { forwarded, incoming, usage_asked: false, document: false });
         }
         if forwarded.ended {
             forwarded.lease.give_back(worker.shared.clock.mono());
@@ -289,7 +300,7 @@ async fn send(
             worker.shared.unwilling.insert(&head.upstream.name);
             tracing::info!(upstream = %head.upstream.name, "upstream does not report usage in streams; not asking again");
         }
-        Ok(Sent { forwarded, incoming, usage_hidden: false })
+        Ok(Sent { forwarded, incoming, usage_asked: false, document: false })
     }
     .await;
     (head, downgraded, result)
@@ -306,7 +317,8 @@ fn observe(
     let Sent {
         mut forwarded,
         incoming,
-        usage_hidden,
+        usage_asked,
+        document,
     } = sent;
     alarm.allow(account.upstream.timeouts.idle);
     account.times.first_byte = Some(alarm.last_heard());
@@ -333,10 +345,7 @@ fn observe(
     let headers = response.headers_mut();
     strip_answer(headers);
     // A compressed stream passes with the usage in it: its client reads what it did not ask for, unharmed.
-    let hide = usage_hidden
-        && status.is_success()
-        && !headers.contains_key(CONTENT_ENCODING)
-        && is_event_stream(headers);
+    let hide = usage_asked && !document && status.is_success() && !headers.contains_key(CONTENT_ENCODING);
     if hide {
         headers.remove(CONTENT_LENGTH);
     }
@@ -363,10 +372,11 @@ fn say_downgrade(headers: &mut http::HeaderMap, change: &Downgraded, request_id:
     }
 }
 
-fn is_event_stream(headers: &http::HeaderMap) -> bool {
+/// Whether an answer says of itself that it is a JSON document.
+fn is_called_json(headers: &http::HeaderMap) -> bool {
     headers
         .get(CONTENT_TYPE)
-        .is_none_or(|v| !v.as_bytes().starts_with(b"application/json"))
+        .is_some_and(|v| v.as_bytes().starts_with(b"application/json"))
 }
 
 fn answer_problem(
@@ -425,21 +435,5 @@ fn request_id(head: &Head, ids: &super::worker::RequestIds) -> RequestId {
     {
         Some(id) if !id.is_empty() && id.len() <= MAX => RequestId::from(id),
         _ => ids.next(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn sizes() {
-        fn r2<F: Fn(A, B) -> R, A, B, R>(_: &F) -> usize { size_of::<R>() }
-        fn r4<F: Fn(A, B, C, D) -> R, A, B, C, D, R>(_: &F) -> usize { size_of::<R>() }
-        fn r5<F: Fn(A, B, C, D, E) -> R, A, B, C, D, E, R>(_: &F) -> usize { size_of::<R>() }
-        println!("serve {}", r2(&super::serve));
-        println!("send {}", r5(&super::send));
-        println!("head {} content {} prepared {} account {} identity {} facts {} alarm {} sent {} parts {} route {}",
-            size_of::<super::Head>(), size_of::<super::arrive::Content>(), size_of::<super::Prepared>(), size_of::<super::Account>(), size_of::<super::Identity>(), size_of::<super::RequestFacts>(), size_of::<super::Alarm>(), size_of::<super::Sent>(), size_of::<http::request::Parts>(), size_of::<crate::dialect::table::Route>());
-        println!("meter {} problem {} outgoing {} forwarded {} observation {} measured {}", size_of::<super::Meter>(), size_of::<super::Problem>(), size_of::<super::Outgoing>(), size_of::<super::Forwarded>(), size_of::<crate::types::observation::Observation>(), size_of::<crate::dialect::meter::Measured>());
-        let _ = r4::<fn(u8,u8,u8,u8)->u8,_,_,_,_,_>;
     }
 }

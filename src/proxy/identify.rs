@@ -1,6 +1,8 @@
 //! Who sent a request, as what version, in which execution; each with the place where it was read, never guessed.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,12 +14,13 @@ use sha2::Sha256;
 
 use super::connection::Connection;
 use crate::dialect::fingerprint::{agent_fingerprint, prefix_key};
+use crate::dialect::price::Price;
 use crate::dialect::request::{BodyHints, RequestFacts};
-use crate::dialect::table::Route;
-use crate::enforce::policy::{AgentSource, IdentityPolicy, Upstream};
+use crate::dialect::table::{Api, Route};
+use crate::enforce::policy::{AgentSource, IdentityPolicy, Policy, Upstream};
 use crate::enforce::slots::AgentSlot;
 use crate::telemetry::metrics::{ExchangeLabels, ExchangeMetrics};
-use crate::types::ids::{AgentId, AgentVersion, ExecutionId, ModelName, RequestId};
+use crate::types::ids::{AgentId, AgentVersion, ExecutionId, Generation, ModelName, RequestId};
 use crate::types::observation::IdentitySource;
 use crate::types::secret::Secret;
 
@@ -39,26 +42,68 @@ pub(super) struct Identity {
     pub(super) execution: ExecutionId,
     pub(super) execution_source: IdentitySource,
     pub(super) slot: Arc<AgentSlot>,
-    pub(super) metrics: Arc<ExchangeMetrics>,
-    /// The model that was asked for.
-    pub(super) model: Option<ModelName>,
+    pub(super) kind: Rc<Kind>,
 }
 
 /// What the exchange before resolved to; the next one of a connection is mostly like it.
 #[derive(Default)]
 pub(super) struct Memory {
     agent: Option<(AgentId, Arc<AgentSlot>)>,
-    metrics: Option<(MetricsKey, Arc<ExchangeMetrics>)>,
+    kind: Option<Rc<Kind>>,
     version: Option<(u64, AgentVersion)>,
     /// The key that was seen last and the name made of it, and which salt made it.
     api_key: Option<(HeaderValue, Secret, String)>,
 }
 
-struct MetricsKey {
+/// Exchanges of one agent that ask for one model of one API: what is the same for all of them is worked out once.
+pub(super) struct Kind {
     agent: AgentId,
-    model: Option<ModelName>,
-    api: &'static str,
+    /// The model that is asked for.
+    pub(super) model: Option<ModelName>,
+    api: Api,
     upstream: Arc<Upstream>,
+    pub(super) metrics: Arc<ExchangeMetrics>,
+    /// What the answer before named as its model.
+    served: RefCell<Option<Served>>,
+}
+
+/// A model that answered, and what it costs.
+#[derive(Clone)]
+struct Served {
+    model: Option<ModelName>,
+    price: Option<Price>,
+    /// Of the policy that the price is from.
+    generation: Generation,
+}
+
+impl Kind {
+    /// The name of the model that answered, and the price that the exchange is billed at.
+    pub(super) fn served(
+        &self,
+        policy: &Policy,
+        model: Option<String>,
+    ) -> (Option<ModelName>, Option<Price>) {
+        let mut known = self.served.borrow_mut();
+        match &*known {
+            Some(known)
+                if known.generation == policy.generation
+                    && known.model.as_ref().map(ModelName::as_str) == model.as_deref() =>
+            {
+                (known.model.clone(), known.price)
+            }
+            _ => {
+                let asked = self.model.as_ref().map(ModelName::as_str);
+                let price = policy.prices.of_exchange(self.api, model.as_deref(), asked);
+                let model = model.map(ModelName::from);
+                *known = Some(Served {
+                    model: model.clone(),
+                    price,
+                    generation: policy.generation,
+                });
+                (model, price)
+            }
+        }
+    }
 }
 
 /// What identification may look at.
@@ -87,7 +132,7 @@ pub(super) fn identify(connection: &Connection, policy: &IdentityPolicy, clues: 
     let mut memory = connection.memory.borrow_mut();
     let Memory {
         agent,
-        metrics,
+        kind: known_kind,
         version: known_version,
         api_key,
     } = &mut *memory;
@@ -96,7 +141,7 @@ pub(super) fn identify(connection: &Connection, policy: &IdentityPolicy, clues: 
     let (agent, slot) = slot(agent, connection, &name);
     let version = version(known_version, policy, clues, said.version);
     let (execution, execution_source) = execution(policy, clues, said.execution);
-    let (model, metrics) = handles(metrics, connection, &agent, clues);
+    let kind = kind(known_kind, connection, &agent, clues);
     Identity {
         agent,
         agent_source,
@@ -104,8 +149,7 @@ pub(super) fn identify(connection: &Connection, policy: &IdentityPolicy, clues: 
         execution,
         execution_source,
         slot,
-        metrics,
-        model,
+        kind,
     }
 }
 
@@ -127,38 +171,39 @@ fn slot(
     (agent, slot)
 }
 
-fn handles(
-    known: &mut Option<(MetricsKey, Arc<ExchangeMetrics>)>,
+fn kind(
+    known: &mut Option<Rc<Kind>>,
     connection: &Connection,
     agent: &AgentId,
     clues: &Clues<'_>,
-) -> (Option<ModelName>, Arc<ExchangeMetrics>) {
-    let api = clues.route.api.name();
+) -> Rc<Kind> {
+    let api = clues.route.api;
     let model = clues.facts.model.as_deref();
-    if let Some((key, metrics)) = known
-        && key.agent == *agent
-        && key.model.as_ref().map(ModelName::as_str) == model
-        && key.api == api
-        && Arc::ptr_eq(&key.upstream, clues.upstream)
+    if let Some(kind) = known
+        && kind.agent == *agent
+        && kind.model.as_ref().map(ModelName::as_str) == model
+        && kind.api == api
+        && Arc::ptr_eq(&kind.upstream, clues.upstream)
     {
-        return (key.model.clone(), Arc::clone(metrics));
+        return Rc::clone(kind);
     }
     let metrics = connection.worker.shared.metrics.handles(&ExchangeLabels {
         agent: agent.as_str(),
         model,
         provider: &clues.upstream.provider,
-        api,
+        api: api.name(),
         upstream: clues.upstream.name.as_str(),
     });
-    let model = model.map(ModelName::from);
-    let key = MetricsKey {
+    let kind = Rc::new(Kind {
         agent: agent.clone(),
-        model: model.clone(),
+        model: model.map(ModelName::from),
         api,
         upstream: Arc::clone(clues.upstream),
-    };
-    *known = Some((key, Arc::clone(&metrics)));
-    (model, metrics)
+        metrics,
+        served: RefCell::default(),
+    });
+    *known = Some(Rc::clone(&kind));
+    kind
 }
 
 /// What the headers say of who sent a request: for each kind the value of the header that is preferred.
@@ -179,7 +224,10 @@ impl<'a> Said<'a> {
             &policy.execution_headers,
         ];
         let bit = |name: &HeaderName| 1_u64 << (name.as_str().len() & 63);
-        let lengths = lists.iter().flat_map(|names| names.iter()).fold(0, |all, n| all | bit(n));
+        let lengths = lists
+            .iter()
+            .flat_map(|names| names.iter())
+            .fold(0, |all, n| all | bit(n));
         let mut found: [Option<(usize, Cow<'a, str>)>; 3] = [None, None, None];
         for (name, value) in headers {
             if lengths & bit(name) == 0 {
@@ -223,14 +271,11 @@ fn agent_name<'a>(
                 let agent = percent_decode_str(agent).decode_utf8().ok()?;
                 cleaned(agent, policy.max_name_bytes).map(|a| (a, IdentitySource::Path))
             }),
-            AgentSource::Header => {
-                header.take().map(|a| (a, IdentitySource::Header))
-            }
+            AgentSource::Header => header.take().map(|a| (a, IdentitySource::Header)),
             AgentSource::Baggage => baggage(clues.headers, &policy.agent_baggage_keys, policy)
                 .map(|a| (a, IdentitySource::Baggage)),
-            AgentSource::Metadata => {
-                metadata(&clues.facts.hints, &policy.agent_metadata_keys, policy).map(|a| (a, IdentitySource::Body))
-            }
+            AgentSource::Metadata => metadata(&clues.facts.hints, &policy.agent_metadata_keys, policy)
+                .map(|a| (a, IdentitySource::Body)),
             AgentSource::Config => connection
                 .agent
                 .as_deref()
@@ -275,10 +320,7 @@ fn version(
     }
     let body = clues.body?;
     // A body that could not be read whole may still tell.
-    let key = clues
-        .facts
-        .agent_key
-        .or_else(|| prefix_key(clues.route, body))?;
+    let key = clues.facts.agent_key.or_else(|| prefix_key(clues.route, body))?;
     if let Some((known, version)) = known
         && *known == key
     {
