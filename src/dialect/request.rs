@@ -359,6 +359,7 @@ fn read_form(route: &Route, body: &[u8]) -> RequestFacts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dialect::fingerprint::prefix_key;
     use crate::dialect::table::{refine, route};
     use std::io::BufRead;
 
@@ -714,10 +715,26 @@ mod tests {
                 let mut damaged = body[..cut.min(body.len())].to_vec();
                 damaged.extend(&bytes);
                 for body in [&damaged, &bytes] {
-                    read(&route, None, body);
+                    let key = read(&route, None, body).agent_key;
+                    assert!(key.is_none() || key == prefix_key(&route, body));
                     read(&route, Some("multipart/form-data"), body);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_key_of_the_agent_is_found_on_the_way() {
+        for (path, body) in [
+            (CHAT, r#"{"messages":[{"role":"system","content":"s"},{"role":"user"}],"mod\u0065l":"a","tools":[{}]}"#),
+            (CHAT, r#"{"messages":[{"role":"user"}],"stream":true}"#),
+            ("/v1/messages", r#"{"system":[{"text":"S"}],"thinking":{},"system":"T"}"#),
+            ("/model/m/converse", "{}"),
+            ("/v1/embeddings", r#"{"model":"m"}"#),
+            ("/x", r#"{"model":"m"}"#),
+        ] {
+            let route = route(&http::Method::POST, path, None);
+            assert_eq!(read(&route, None, body.as_bytes()).agent_key, prefix_key(&route, body.as_bytes()), "{body}");
         }
     }
 

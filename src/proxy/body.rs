@@ -18,8 +18,8 @@ use std::time::Duration;
 pub(crate) enum RequestBody {
     /// Known in full; `None` once it was handed on.
     Whole(Option<Bytes>),
-    /// Passed on as it comes, up to a bound.
-    Passing(Passing),
+    /// Passed on as it comes, up to a bound; rare, and large.
+    Passing(Box<Passing>),
 }
 
 /// A body that is passed on as it comes.
@@ -73,7 +73,7 @@ impl RequestBody {
             idle,
             pause: None,
         };
-        (Self::Passing(passing), seen)
+        (Self::Passing(Box::new(passing)), seen)
     }
 }
 

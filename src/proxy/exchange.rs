@@ -62,7 +62,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     // Identify.
     let identity = identify(
         &connection,
-        &snapshot.policy.identity,
+        &snapshot.policy,
         &Clues {
             headers: &head.parts.headers,
             path_agent: head.path_agent.as_deref(),
@@ -239,10 +239,10 @@ fn open_account(
 async fn send(
     worker: &super::worker::Worker,
     snapshot: &Snapshot,
-    mut head: Head,
+    mut head: Box<Head>,
     prepared: Prepared,
     alarm: &mut Alarm,
-) -> (Head, Option<Downgraded>, Result<Sent, Problem>) {
+) -> (Box<Head>, Option<Downgraded>, Result<Sent, Problem>) {
     let Prepared {
         body,
         path,
@@ -253,7 +253,8 @@ async fn send(
     let headers = std::mem::take(&mut head.parts.headers);
     let query = head.parts.uri.query();
     let method = head.parts.method.clone();
-    let outgoing = Outgoing::new(&snapshot.policy, &head.upstream, method, &path, query, headers);
+    let path = path.as_deref().unwrap_or(head.path());
+    let outgoing = Outgoing::new(&snapshot.policy, &head.upstream, method, path, query, headers);
     let mut outgoing = match outgoing {
         Ok(outgoing) => outgoing,
         Err(problem) => return (head, downgraded, Err(problem)),

@@ -22,7 +22,6 @@ use crate::enforce::slots::AgentSlot;
 use crate::telemetry::metrics::{ExchangeLabels, ExchangeMetrics};
 use crate::types::ids::{AgentId, AgentVersion, ExecutionId, Generation, ModelName, RequestId};
 use crate::types::observation::IdentitySource;
-use crate::types::secret::Secret;
 
 static BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -51,8 +50,8 @@ pub(super) struct Memory {
     agent: Option<(AgentId, Arc<AgentSlot>)>,
     kind: Option<Rc<Kind>>,
     version: Option<(u64, AgentVersion)>,
-    /// The key that was seen last and the name made of it, and which salt made it.
-    api_key: Option<(HeaderValue, Secret, String)>,
+    /// The key that was seen last and the name made of it, and by which policy.
+    api_key: Option<(HeaderValue, Generation, String)>,
 }
 
 /// Exchanges of one agent that ask for one model of one API: what is the same for all of them is worked out once.
@@ -128,7 +127,9 @@ pub(super) fn split_path(path: &str) -> Option<(&str, &str)> {
 }
 
 /// Finds out who sent a request.
-pub(super) fn identify(connection: &Connection, policy: &IdentityPolicy, clues: &Clues<'_>) -> Identity {
+pub(super) fn identify(connection: &Connection, policy: &Policy, clues: &Clues<'_>) -> Identity {
+    let generation = policy.generation;
+    let policy = &policy.identity;
     let mut memory = connection.memory.borrow_mut();
     let Memory {
         agent,
@@ -137,7 +138,7 @@ pub(super) fn identify(connection: &Connection, policy: &IdentityPolicy, clues: 
         api_key,
     } = &mut *memory;
     let said = Said::of(clues.headers, policy);
-    let (name, agent_source) = agent_name(connection, api_key, policy, clues, said.agent);
+    let (name, agent_source) = agent_name(connection, api_key, (policy, generation), clues, said.agent);
     let (agent, slot) = slot(agent, connection, &name);
     let version = version(known_version, policy, clues, said.version);
     let (execution, execution_source) = execution(policy, clues, said.execution);
@@ -259,8 +260,8 @@ impl<'a> Said<'a> {
 
 fn agent_name<'a>(
     connection: &'a Connection,
-    known_key: &'a mut Option<(HeaderValue, Secret, String)>,
-    policy: &'a IdentityPolicy,
+    known_key: &'a mut Option<(HeaderValue, Generation, String)>,
+    (policy, generation): (&'a IdentityPolicy, Generation),
     clues: &Clues<'a>,
     mut header: Option<Cow<'a, str>>,
 ) -> (Cow<'a, str>, IdentitySource) {
@@ -282,7 +283,7 @@ fn agent_name<'a>(
                 .or(policy.agent.as_ref())
                 .map(|a| (Cow::Borrowed(a.as_str()), IdentitySource::Config)),
             AgentSource::ApiKey => {
-                by_key = recall_key_name(known_key, clues.headers, policy);
+                by_key = recall_key_name(known_key, clues.headers, policy, generation);
                 if by_key {
                     break;
                 }
@@ -399,23 +400,24 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
 /// Sees to it that `known` holds the name for whoever holds the API key of a request; mostly it does already. `false`
 /// when there is no key that names anybody.
 fn recall_key_name(
-    known: &mut Option<(HeaderValue, Secret, String)>,
+    known: &mut Option<(HeaderValue, Generation, String)>,
     headers: &HeaderMap,
     policy: &IdentityPolicy,
+    generation: Generation,
 ) -> bool {
     let Some(value) = API_KEYS.iter().find_map(|name| headers.get(name)) else {
         return false;
     };
-    if let Some((key, salt, _)) = known
+    if let Some((key, of, _)) = known
         && key == value
-        && *salt == policy.api_key_salt
+        && *of == generation
     {
         return true;
     }
     let Some(name) = api_key_name(value.as_bytes(), policy) else {
         return false;
     };
-    *known = Some((value.clone(), policy.api_key_salt.clone(), name));
+    *known = Some((value.clone(), generation, name));
     true
 }
 
