@@ -320,6 +320,12 @@ impl<'a> Str<'a> {
         self.raw.is_empty()
     }
 
+    /// What it says, when all of its bytes stand for themselves.
+    #[inline]
+    pub(super) fn plain(&self) -> Option<&'a [u8]> {
+        (!self.escaped).then_some(self.raw)
+    }
+
     /// As it is spelt.
     pub(super) const fn raw(&self) -> &'a [u8] {
         self.raw

@@ -178,11 +178,14 @@ impl Folded {
             self.mix(u64::from_le_bytes(*low), u64::from_le_bytes(*high));
             rest = tail;
         }
-        let (mut low, mut high) = ([0; 8], [0; 8]);
-        for (to, from) in low.iter_mut().chain(&mut high).zip(rest) {
-            *to = *from;
+        // Less than 16 bytes are left; with the length that went before, every ending has a value of its own.
+        let mut low = 0;
+        if let Some((word, tail)) = rest.split_first_chunk::<8>() {
+            low = u64::from_le_bytes(*word);
+            rest = tail;
         }
-        self.mix(u64::from_le_bytes(low), u64::from_le_bytes(high));
+        let high = rest.iter().fold(0, |all, b| all << 8 | u64::from(*b));
+        self.mix(low, high);
     }
 
     fn mix(&mut self, a: u64, b: u64) {

@@ -726,15 +726,25 @@ mod tests {
     #[test]
     fn the_key_of_the_agent_is_found_on_the_way() {
         for (path, body) in [
-            (CHAT, r#"{"messages":[{"role":"system","content":"s"},{"role":"user"}],"mod\u0065l":"a","tools":[{}]}"#),
+            (
+                CHAT,
+                r#"{"messages":[{"role":"system","content":"s"},{"role":"user"}],"mod\u0065l":"a","tools":[{}]}"#,
+            ),
             (CHAT, r#"{"messages":[{"role":"user"}],"stream":true}"#),
-            ("/v1/messages", r#"{"system":[{"text":"S"}],"thinking":{},"system":"T"}"#),
+            (
+                "/v1/messages",
+                r#"{"system":[{"text":"S"}],"thinking":{},"system":"T"}"#,
+            ),
             ("/model/m/converse", "{}"),
             ("/v1/embeddings", r#"{"model":"m"}"#),
             ("/x", r#"{"model":"m"}"#),
         ] {
             let route = route(&http::Method::POST, path, None);
-            assert_eq!(read(&route, None, body.as_bytes()).agent_key, prefix_key(&route, body.as_bytes()), "{body}");
+            assert_eq!(
+                read(&route, None, body.as_bytes()).agent_key,
+                prefix_key(&route, body.as_bytes()),
+                "{body}"
+            );
         }
     }
 

@@ -12,7 +12,9 @@ pub(super) fn strip_request(headers: &mut HeaderMap, strip: &[HeaderName]) {
             .any(|w| w == b"trailers")
     });
     strip_named(headers, |name| {
-        belongs_to_hop(name) || matches!(name.as_str(), "expect" | "proxy-authorization") || strip.contains(name)
+        belongs_to_hop(name)
+            || matches!(name.as_str(), "expect" | "proxy-authorization")
+            || strip.contains(name)
     });
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
