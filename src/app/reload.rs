@@ -150,7 +150,7 @@ pub(super) fn upstream_views(policy: &Policy) -> Vec<UpstreamView> {
             UpstreamView {
                 name: upstream.name.as_str().to_owned(),
                 url: format!("{scheme}://{authority}{}", url.base_path),
-                provider: upstream.provider.clone(),
+                provider: upstream.provider.to_string(),
             }
         })
         .collect()

@@ -238,7 +238,7 @@ fn upstream_changes(old: &Upstream, new: &Upstream, log: &mut Log) {
     if old.url != *url {
         log.shown("url", show_url(old), show_url(new));
     }
-    log.shown("provider", old.provider.clone(), provider.clone());
+    log.shown("provider", old.provider.to_string(), provider.to_string());
     log.list(
         "families",
         &old.families.iter().map(word).collect::<Vec<_>>(),

@@ -135,6 +135,11 @@ impl<'a> Cursor<'a> {
     /// Takes the next value when it is a number that counts something (not negative, whole); skips it otherwise.
     #[inline]
     pub(super) fn count(&mut self) -> Option<u64> {
+        self.space();
+        if let Some((n, end)) = self.plain_number() {
+            self.at = end;
+            return Some(n);
+        }
         let text = self.number()?;
         if let Some(n) = digits(text) {
             return Some(n);
@@ -142,6 +147,25 @@ impl<'a> Cursor<'a> {
         let value: f64 = std::str::from_utf8(text).ok()?.parse().ok()?;
         // Whole numbers up to 2^53 are exact in an f64.
         ((0.0..9_007_199_254_740_992.0).contains(&value) && value.fract() == 0.0).then_some(value as u64)
+    }
+
+    /// The number that begins here when it is written in few digits and nothing else, and where it ends: nearly every
+    /// count is.
+    #[inline]
+    fn plain_number(&self) -> Option<(u64, usize)> {
+        let text = self.bytes.get(self.at..)?;
+        let mut n = 0_u64;
+        for (length, b) in text.iter().take(19).enumerate() {
+            let digit = b.wrapping_sub(b'0');
+            if digit <= 9 {
+                n = n * 10 + u64::from(digit);
+            } else if length > 0 && matches!(b, b',' | b'}' | b']') {
+                return Some((n, self.at + length));
+            } else {
+                return None;
+            }
+        }
+        None
     }
 
     /// Takes the next value when it is a number, as it is spelt; skips it otherwise.
@@ -236,6 +260,18 @@ impl<'a> Cursor<'a> {
     #[inline]
     fn take_string(&mut self) -> Option<Str<'a>> {
         let start = self.at + 1;
+        // Keys and names are short and have no escapes: they need no more than a few words to be looked at.
+        let text = self.bytes.get(start..)?;
+        if let Some(end) = quote_or_backslash(text)
+            && text.get(end) == Some(&b'"')
+        {
+            self.at = start + end + 1;
+            return text.get(..end).map(|raw| Str { raw, escaped: false });
+        }
+        self.take_escaped_string(start)
+    }
+
+    fn take_escaped_string(&mut self, start: usize) -> Option<Str<'a>> {
         let mut i = start;
         let mut escaped = false;
         loop {
@@ -282,6 +318,12 @@ impl<'a> Str<'a> {
     /// Whether there is nothing in it.
     pub(super) const fn is_empty(&self) -> bool {
         self.raw.is_empty()
+    }
+
+    /// What it says, when all of its bytes stand for themselves.
+    #[inline]
+    pub(super) fn plain(&self) -> Option<&'a [u8]> {
+        (!self.escaped).then_some(self.raw)
     }
 
     /// As it is spelt.
@@ -362,6 +404,19 @@ fn flush_units(units: &mut Vec<u16>, text: &mut String) {
 /// Unicode scalar values in UTF-8 text.
 #[inline]
 pub(super) fn scalars(bytes: &[u8]) -> u64 {
+    if let Ok(word) = <[u8; 8]>::try_from(bytes.get(..8).unwrap_or_default())
+        && bytes.len() < 16
+    {
+        // Short, as most deltas are: the bytes that go on a scalar are counted in one step.
+        let word = u64::from_le_bytes(word);
+        let going_on = (word >> 7) & !(word >> 6) & ONES;
+        let rest = bytes.get(8..).unwrap_or_default();
+        let rest = rest.iter().filter(|b| **b & 0xC0 != 0x80).count() as u64;
+        return 8 - (going_on.wrapping_mul(ONES) >> 56) + rest;
+    }
+    if bytes.len() < 8 {
+        return bytes.iter().filter(|b| **b & 0xC0 != 0x80).count() as u64;
+    }
     // Bytes that begin a scalar, summed in bytes so that sixteen and more are done at a time.
     let begun = |chunk: &[u8]| {
         chunk
@@ -414,28 +469,30 @@ fn digits(text: &[u8]) -> Option<u64> {
 /// The first quote or backslash. Most strings are short: eight bytes at a time first, then as memchr does it.
 #[inline]
 fn quote_or_backslash(bytes: &[u8]) -> Option<usize> {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const TOPS: u64 = 0x8080_8080_8080_8080;
-    const QUOTES: u64 = ONES * b'"' as u64;
-    const SLASHES: u64 = ONES * b'\\' as u64;
-    let mut chunks = bytes.chunks_exact(8);
-    let mut done = 0;
-    for chunk in chunks.by_ref().take(6) {
-        let Ok(chunk) = <[u8; 8]>::try_from(chunk) else {
-            break;
+    let mut rest = bytes;
+    for done in [0, 8, 16, 24, 32, 40] {
+        let Some((word, tail)) = rest.split_first_chunk::<8>() else {
+            let n = rest.iter().position(|b| matches!(b, b'"' | b'\\'))?;
+            return Some(done + n);
         };
-        let word = u64::from_le_bytes(chunk);
-        let quote = word ^ QUOTES;
-        let slash = word ^ SLASHES;
-        // Sets the top bit of each byte that became zero (and maybe of ones above it, never of ones below).
-        let hit = ((quote.wrapping_sub(ONES) & !quote) | (slash.wrapping_sub(ONES) & !slash)) & TOPS;
+        let word = u64::from_le_bytes(*word);
+        let hit = zero_bytes(word ^ QUOTES) | zero_bytes(word ^ SLASHES);
         if hit != 0 {
             return Some(done + (hit.trailing_zeros() / 8) as usize);
         }
-        done += 8;
+        rest = tail;
     }
-    let rest = bytes.get(done..)?;
-    memchr2(b'"', b'\\', rest).map(|n| done + n)
+    memchr2(b'"', b'\\', rest).map(|n| 48 + n)
+}
+
+const ONES: u64 = 0x0101_0101_0101_0101;
+const TOPS: u64 = 0x8080_8080_8080_8080;
+const QUOTES: u64 = ONES * b'"' as u64;
+const SLASHES: u64 = ONES * b'\\' as u64;
+
+/// The top bit of the first zero byte, and perhaps of later ones; 0 when there is none.
+const fn zero_bytes(word: u64) -> u64 {
+    word.wrapping_sub(ONES) & !word & TOPS
 }
 
 #[cfg(test)]

@@ -58,12 +58,60 @@ pub fn agent_fingerprint(route: &Route, body: &[u8]) -> Option<String> {
 }
 
 /// A cheap key: equal keys mean the same fingerprint, so that it need not be worked out again. Hash of the very bytes
-/// that the fingerprint covers.
+/// that the fingerprint covers. [`super::request::read`] finds it on its way through a body.
 pub fn prefix_key(route: &Route, body: &[u8]) -> Option<u64> {
-    let mut hash = Folded(0x9e37_79b9_7f4a_7c15);
-    parts(route, body, |tag, part| hash.add(tag, part))?;
-    Some(hash.0)
+    let mut key = KeyMaker::default();
+    let mut object = Object::open(body).filter(|_| route.api.generates())?;
+    while let Some(name) = object.key().ok()? {
+        let name = json::key_name(name);
+        key.member(&name, json::slice(body, object.value(&mut ()).ok()?));
+    }
+    key.finish(route)
 }
+
+/// Makes the key of an agent from the members of a body, one by one, in whatever order they stand.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct KeyMaker {
+    /// Of the hashes of all parts: a sum does not depend on their order.
+    sum: u64,
+    any: bool,
+}
+
+impl KeyMaker {
+    /// Takes a top-level member.
+    #[inline]
+    pub(super) fn member(&mut self, name: &[u8], value: &[u8]) {
+        if matches!(name, b"messages" | b"input") {
+            for (at, message) in (0..).zip(system_messages(value)) {
+                self.part(MESSAGE + at, message);
+            }
+        } else if let Some(at) = place(name) {
+            self.part(at as u64, value);
+        }
+    }
+
+    /// The key, `None` where there is nothing to tell.
+    pub(super) fn finish(mut self, route: &Route) -> Option<u64> {
+        if !route.api.generates() {
+            return None;
+        }
+        if let Some(model) = &route.path_model {
+            self.part(PATH_MODEL, model.as_bytes());
+        }
+        self.any.then_some(self.sum)
+    }
+
+    fn part(&mut self, tag: u64, part: &[u8]) {
+        let mut hash = Folded(0x9e37_79b9_7f4a_7c15);
+        hash.add(tag, part);
+        self.sum = self.sum.wrapping_add(hash.0);
+        self.any = true;
+    }
+}
+
+/// Tags of parts that are no members; each system message has one of its own from [`MESSAGE`] on.
+const MESSAGE: u64 = 1 << 8;
+const PATH_MODEL: u64 = 1 << 9;
 
 /// Calls `each` with everything that makes up the agent, in an order of its own.
 fn parts<'a>(route: &'a Route, body: &'a [u8], mut each: impl FnMut(u8, &'a [u8])) -> Option<()> {
@@ -121,8 +169,8 @@ fn system_messages(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 struct Folded(u64);
 
 impl Folded {
-    fn add(&mut self, tag: u8, bytes: &[u8]) {
-        self.mix(u64::from(tag), bytes.len() as u64);
+    fn add(&mut self, tag: u64, bytes: &[u8]) {
+        self.mix(tag, bytes.len() as u64);
         let mut rest = bytes;
         while let Some((low, tail)) = rest.split_first_chunk::<8>()
             && let Some((high, tail)) = tail.split_first_chunk::<8>()
@@ -130,11 +178,14 @@ impl Folded {
             self.mix(u64::from_le_bytes(*low), u64::from_le_bytes(*high));
             rest = tail;
         }
-        let (mut low, mut high) = ([0; 8], [0; 8]);
-        for (to, from) in low.iter_mut().chain(&mut high).zip(rest) {
-            *to = *from;
+        // Less than 16 bytes are left; with the length that went before, every ending has a value of its own.
+        let mut low = 0;
+        if let Some((word, tail)) = rest.split_first_chunk::<8>() {
+            low = u64::from_le_bytes(*word);
+            rest = tail;
         }
-        self.mix(u64::from_le_bytes(low), u64::from_le_bytes(high));
+        let high = rest.iter().fold(0, |all, b| all << 8 | u64::from(*b));
+        self.mix(low, high);
     }
 
     fn mix(&mut self, a: u64, b: u64) {

@@ -26,9 +26,14 @@ pub(super) enum ContentType {
 
 impl ContentType {
     pub(super) fn of(headers: &http::HeaderMap) -> Self {
-        let value = headers
-            .get(http::header::CONTENT_TYPE)
-            .and_then(|v| v.to_str().ok());
+        let value = headers.get(http::header::CONTENT_TYPE);
+        // As nearly all answers spell it.
+        match value.map(http::HeaderValue::as_bytes) {
+            Some(b"application/json") => return Self::Json,
+            Some(b"text/event-stream") => return Self::Events,
+            _ => {}
+        }
+        let value = value.and_then(|v| v.to_str().ok());
         let media = value
             .unwrap_or_default()
             .split(';')
@@ -129,7 +134,14 @@ impl Framing {
     pub(super) fn push(&mut self, piece: &[u8], expected: &Expected, reader: &mut Reader, facts: &mut Facts) {
         let limit = expected.limit;
         match self {
-            Self::Events(scanner) => scanner.push(piece, limit, &mut |event| reader.event(event, facts)),
+            Self::Events(scanner) => {
+                let rest = if scanner.is_between_events() {
+                    reader.events_alike(piece, limit, facts)
+                } else {
+                    piece
+                };
+                scanner.push(rest, limit, &mut |event| reader.event(event, facts));
+            }
             Self::Lines(lines) => lines.push(piece, limit, &mut |line| document(line, reader, facts)),
             Self::Elements(elements) => elements.push(piece, limit, &mut |e| document(e, reader, facts)),
             Self::Aws(scanner) => scanner.push(piece, limit, &mut |message| reader.message(message, facts)),

@@ -102,6 +102,11 @@ impl<'a> Object<'a> {
         self.bytes.get(self.pos).copied().unwrap_or(0)
     }
 
+    /// How far it has come: after [`Object::key`] to the value, after [`Object::value`] past it.
+    pub const fn at(&self) -> usize {
+        self.pos
+    }
+
     /// Where the last key begins (its quote).
     pub const fn key_start(&self) -> usize {
         self.key_start

@@ -97,6 +97,8 @@ pub struct Measured {
 
 static INPUT_COUNT: HeaderName = HeaderName::from_static("x-amzn-bedrock-input-token-count");
 static OUTPUT_COUNT: HeaderName = HeaderName::from_static("x-amzn-bedrock-output-token-count");
+/// Length of the shorter of the two names; hardly any header has so long a one.
+const COUNT_NAME: usize = 32;
 static ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 
 /// Characters that one token is taken to be, where an answer reports no count.
@@ -121,7 +123,7 @@ impl Meter {
         } else {
             0
         });
-        if ok {
+        if ok && head.headers.keys().any(|n| n.as_str().len() >= COUNT_NAME) {
             facts.usage.header_input_tokens = count(head.headers, &INPUT_COUNT);
             facts.usage.header_output_tokens = count(head.headers, &OUTPUT_COUNT);
         }
@@ -761,6 +763,57 @@ mod tests {
     }
 
     proptest! {
+        /// Whole events that are like the one before them are read without looking for lines and values; the same
+        /// bytes one by one never are.
+        #[test]
+        fn the_short_way_through_a_stream_says_what_the_long_one_does(
+            events in proptest::collection::vec((0..9_usize, r#"[a-z\\"\n\r\x00 {}:,é😀]{0,24}"#, any::<bool>()), 1..16),
+            broken in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+            eol in prop_oneof![Just("\n"), Just("\r\n"), Just("\r")],
+            name in prop_oneof![Just(""), Just("event: delta"), Just("event:error"), Just("event: error"), Just("id: 7")],
+            together in 1..5_usize,
+        ) {
+            let mut stream: Vec<Vec<u8>> = Vec::new();
+            for (kind, text, raw) in &events {
+                let text = if *raw { format!("\"{text}\"") } else { serde_json::to_string(text).unwrap() };
+                let name = if name.is_empty() { String::new() } else { format!("{name}{eol}") };
+                let padding = if *kind == 3 { " " } else { "" };
+                let event = match kind {
+                    7 => format!(": ping{eol}{eol}"),
+                    8 => format!("data: [DONE]{eol}{eol}"),
+                    6 => format!("{name}data:{{\"model\":\"m\",\"choices\":[{{\"delta\":{{\"reasoning\":{text}}}}}]}}{eol}{eol}"),
+                    5 => format!("data: {{\"usage\":{{\"prompt_tokens\":3}},\"error\":{{\"type\":{text}}}}}{eol}{eol}"),
+                    _ => format!("{name}data: {{\"p\":{text},\"model\":\"m\",\"choices\":[{{\"delta\":{{\"content\":{text}}}}}]{padding}}}{eol}{eol}"),
+                };
+                stream.push(event.into_bytes());
+            }
+            let whole = stream.concat();
+            let mut bytes = whole.clone();
+            for (at, byte) in &broken {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+            let headers = [("content-type", "text/event-stream")];
+            let mut pieces: Vec<&[u8]> = Vec::new();
+            let mut rest = &bytes[..];
+            for part in stream.chunks(together) {
+                let (piece, after) = rest.split_at(part.iter().map(Vec::len).sum());
+                pieces.push(piece);
+                rest = after;
+            }
+            let read = |pieces: &[&[u8]]| {
+                let mut meter = meter(Api::OpenAiChat, 200, &headers, true);
+                let mut seen = Vec::new();
+                for piece in pieces {
+                    meter.see(piece);
+                    seen.push(meter.output_so_far());
+                }
+                (meter.finish(Ended::Whole), seen.last().copied())
+            };
+            let single: Vec<&[u8]> = bytes.chunks(1).collect();
+            prop_assert_eq!(read(&pieces), read(&single));
+        }
+
         #[test]
         fn any_words_in_any_split_read_the_same(
             words in proptest::collection::vec(prop::sample::select(WORDS.to_vec()), 0..30),

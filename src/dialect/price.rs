@@ -90,10 +90,6 @@ impl PriceTable {
     }
 
     /// What an exchange cost; `None` when neither model has a price or nothing is known to have been used.
-    ///
-    /// The model that was served counts, else the one that was asked for. Cached and cache-writing input is priced
-    /// apart; `normalised` has all input and all output, so it does not matter whether the API counts them within its
-    /// input. Counting tokens costs nothing; models at home (Ollama) have no price unless one is configured.
     pub fn cost(
         &self,
         api: Api,
@@ -102,6 +98,14 @@ impl PriceTable {
         usage: &Usage,
         normalised: &Normalised,
     ) -> Option<Cost> {
+        self.of_exchange(api, served, asked)?.cost(usage, normalised)
+    }
+
+    /// The price that an exchange is billed at; `None` when neither model has one.
+    ///
+    /// The model that was served counts, else the one that was asked for. Counting tokens costs nothing; models at home
+    /// (Ollama) have no price unless one is configured.
+    pub fn of_exchange(&self, api: Api, served: Option<&str>, asked: Option<&str>) -> Option<Price> {
         if matches!(
             api,
             Api::AnthropicCountTokens
@@ -112,22 +116,31 @@ impl PriceTable {
         ) {
             return None;
         }
-        normalised.total()?;
         let at_home = api.family() == Family::Ollama || served.is_some_and(|m| m.ends_with(".gguf"));
-        let price = [served, asked]
+        let entry = [served, asked]
             .into_iter()
             .flatten()
             .filter_map(|model| self.entries.get(model))
-            .find(|entry| entry.configured || !at_home)?
-            .price;
+            .find(|entry| entry.configured || !at_home)?;
+        Some(entry.price)
+    }
+}
+
+impl Price {
+    /// What so much costs; `None` when nothing is known to have been used.
+    ///
+    /// Cached and cache-writing input is priced apart; `normalised` has all input and all output, so it does not matter
+    /// whether the API counts them within its input.
+    pub fn cost(&self, usage: &Usage, normalised: &Normalised) -> Option<Cost> {
+        normalised.total()?;
         let input = normalised.input_total.unwrap_or(0);
         let cached = usage.cached_input_tokens.unwrap_or(0).min(input);
         let written = usage.cache_write_tokens.unwrap_or(0).min(input - cached);
         let parts = [
-            (input - cached - written, price.input),
-            (cached, price.cached_input.unwrap_or(price.input)),
-            (written, price.cache_write.unwrap_or(price.input)),
-            (normalised.output_total.unwrap_or(0), price.output),
+            (input - cached - written, self.input),
+            (cached, self.cached_input.unwrap_or(self.input)),
+            (written, self.cache_write.unwrap_or(self.input)),
+            (normalised.output_total.unwrap_or(0), self.output),
         ];
         let millionths: u128 = parts
             .into_iter()

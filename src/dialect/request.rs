@@ -1,5 +1,6 @@
 //! What a request body says: model, stream, hints for identity, and what the model must be able to do.
 
+use super::fingerprint::KeyMaker;
 pub use super::hints::BodyHints;
 use super::hints::HintReader;
 use super::json::{self, Fault, Object};
@@ -37,6 +38,8 @@ pub struct RequestFacts {
     pub estimated_input: u64,
     /// What tells who sends it.
     pub hints: BodyHints,
+    /// What [`super::fingerprint::prefix_key`] gives for the body; `None` also where it was not read.
+    pub agent_key: Option<u64>,
 }
 
 /// Why the model of a body cannot be trusted or rewritten.
@@ -110,10 +113,11 @@ fn read_object(route: &Route, body: &[u8]) -> Result<RequestFacts, Fault> {
         tally: Tally::new(route.api),
         structure: 0,
         hints: HintReader::default(),
+        key: KeyMaker::default(),
     };
     let mut object = Object::open(body).ok_or(Fault)?;
     while let Some(key) = object.key()? {
-        reader.member(&json::key_name(key), &mut object)?;
+        reader.top_member(&json::key_name(key), &mut object)?;
     }
     if object.is_whole() {
         Ok(reader.finish())
@@ -132,9 +136,17 @@ struct Reader<'a> {
     /// Bytes of tools and the like, which count with their keys and braces.
     structure: u64,
     hints: HintReader,
+    key: KeyMaker,
 }
 
 impl<'a> Reader<'a> {
+    fn top_member(&mut self, name: &[u8], object: &mut Object<'_>) -> Result<(), Fault> {
+        let start = object.at();
+        self.member(name, object)?;
+        self.key.member(name, json::slice(self.body, start..object.at()));
+        Ok(())
+    }
+
     fn member(&mut self, name: &[u8], object: &mut Object<'_>) -> Result<(), Fault> {
         match name {
             b"model" => {
@@ -269,6 +281,7 @@ impl<'a> Reader<'a> {
         facts.media = self.tally.media;
         facts.estimated_input = (self.tally.text + self.structure) / BYTES_PER_TOKEN;
         facts.hints = self.hints.finish();
+        facts.agent_key = self.key.finish(route);
         self.facts
     }
 }
@@ -349,6 +362,7 @@ fn read_form(route: &Route, body: &[u8]) -> RequestFacts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dialect::fingerprint::prefix_key;
     use crate::dialect::table::{refine, route};
     use std::io::BufRead;
 
@@ -707,10 +721,36 @@ mod tests {
                 let mut damaged = body[..cut.min(body.len())].to_vec();
                 damaged.extend(&bytes);
                 for body in [&damaged, &bytes] {
-                    read(&route, None, body);
+                    let key = read(&route, None, body).agent_key;
+                    assert!(key.is_none() || key == prefix_key(&route, body));
                     read(&route, Some("multipart/form-data"), body);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_key_of_the_agent_is_found_on_the_way() {
+        for (path, body) in [
+            (
+                CHAT,
+                r#"{"messages":[{"role":"system","content":"s"},{"role":"user"}],"mod\u0065l":"a","tools":[{}]}"#,
+            ),
+            (CHAT, r#"{"messages":[{"role":"user"}],"stream":true}"#),
+            (
+                "/v1/messages",
+                r#"{"system":[{"text":"S"}],"thinking":{},"system":"T"}"#,
+            ),
+            ("/model/m/converse", "{}"),
+            ("/v1/embeddings", r#"{"model":"m"}"#),
+            ("/x", r#"{"model":"m"}"#),
+        ] {
+            let route = route(&http::Method::POST, path, None);
+            assert_eq!(
+                read(&route, None, body.as_bytes()).agent_key,
+                prefix_key(&route, body.as_bytes()),
+                "{body}"
+            );
         }
     }
 

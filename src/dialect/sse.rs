@@ -34,6 +34,12 @@ pub(super) struct Scanner {
 }
 
 impl Scanner {
+    /// Whether the last event is over and nothing of the next one has come.
+    #[inline]
+    pub(super) fn is_between_events(&self) -> bool {
+        self.begun && self.line.is_empty() && !(self.has_data || self.error || self.after_cr || self.too_long)
+    }
+
     /// Takes a piece and calls `each` with every event that ends in it; events of more than `limit` bytes are left out.
     pub(super) fn push(&mut self, piece: &[u8], limit: usize, each: &mut dyn FnMut(Event<'_>)) {
         let mut rest = piece;

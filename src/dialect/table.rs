@@ -179,7 +179,7 @@ pub fn route(method: &http::Method, path: &str, query: Option<&str>) -> Route {
     route.path_stream = path_stream;
     let model = split_model(api, path).map(|split| split.model);
     route.azure = api.family() == Family::OpenAi
-        && (path.contains("/openai/deployments/")
+        && (names_deployment(path)
             || query.is_some_and(|q| q.split('&').any(|p| p.starts_with("api-version="))));
     route.path_model = model.map(|m| {
         percent_encoding::percent_decode_str(m)
@@ -222,25 +222,32 @@ pub(super) fn split_model(api: Api, path: &str) -> Option<SplitPath<'_>> {
             let start = path.find("/model/")? + "/model/".len();
             cut(path, start, end)
         }
-        Family::OpenAi if path.contains("/openai/deployments/") => {
-            const MARK: &str = "/openai/deployments/";
-            let start = path.find(MARK)? + MARK.len();
+        Family::OpenAi if names_deployment(path) => {
+            let start = path.find(DEPLOYMENTS)? + DEPLOYMENTS.len();
             let (_, rest) = path.split_at_checked(start)?;
             cut(path, start, start + rest.find('/')?)
         }
         Family::Gemini | Family::Anthropic | Family::OpenAi => {
             let start = path.trim_end_matches('/').rfind('/')? + 1;
             let (_, last) = path.split_at_checked(start)?;
-            let colon = last
-                .rfind(':')
-                .or_else(|| last.rfind("%3A"))
-                .or_else(|| last.rfind("%3a"))?;
+            let colon = last.rfind(':').or_else(|| {
+                last.rfind('%')?;
+                last.rfind("%3A").or_else(|| last.rfind("%3a"))
+            })?;
             cut(path, start, start + colon)
         }
         _ => None,
     }?;
     // Vertex counts Anthropic's tokens under a model of this name; the real one is in the body.
     (!split.model.is_empty() && split.model != "count-tokens").then_some(split)
+}
+
+/// Stands before the name of a deployment in Azure's paths.
+const DEPLOYMENTS: &str = "/openai/deployments/";
+
+/// Whether a path names a deployment. Hardly any does: one rare letter tells most of them without a search.
+fn names_deployment(path: &str) -> bool {
+    path.as_bytes().contains(&b'y') && path.contains(DEPLOYMENTS)
 }
 
 fn cut(path: &str, start: usize, end: usize) -> Option<SplitPath<'_>> {

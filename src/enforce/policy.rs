@@ -86,7 +86,7 @@ pub struct Upstream {
     /// Its name in the configuration, in metrics and in observations.
     pub name: UpstreamName,
     /// Whose API it is (`openai`, `anthropic`, …), `unknown` when neither configured nor told by the host name.
-    pub provider: String,
+    pub provider: Arc<str>,
     /// Scheme, host and port, and the path before the API's own (no trailing slash).
     pub url: UpstreamUrl,
     /// The dialects it serves; empty means all.
@@ -121,7 +121,7 @@ impl Upstream {
     pub fn nowhere() -> Arc<Self> {
         Arc::new(Self {
             name: UpstreamName::from("none"),
-            provider: "unknown".to_owned(),
+            provider: "unknown".into(),
             url: UpstreamUrl {
                 tls: false,
                 host: String::new(),

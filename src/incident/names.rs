@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 
@@ -26,11 +26,13 @@ pub(crate) struct Fingerprint(u64, u64);
 
 impl Default for Numbers {
     fn default() -> Self {
-        // Secret keys, so that nobody can choose names that share a number; they decide nothing else.
-        let secret = RandomState::new();
+        // The secret with which every map of the standard library protects itself, so that nobody can choose names that
+        // share a number. It decides nothing else: the same inputs give the same effects under any.
+        let map: HashMap<(), ()> = HashMap::new();
+        let secret = |of: u8| map.hasher().hash_one(of);
         Self {
             by_fingerprint: HashMap::default(),
-            keys: (secret.hash_one(0_u8), secret.hash_one(1_u8)),
+            keys: (secret(0), secret(1)),
         }
     }
 }

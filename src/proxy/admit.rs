@@ -11,14 +11,17 @@ use super::worker::Worker;
 use crate::enforce::gate::{Permit, Verdict, admit};
 use crate::enforce::slots::AgentSlot;
 use crate::enforce::snapshot::Snapshot;
+use crate::types::time::Mono;
 
 /// Leave to go on, and how long it took to get it.
 pub(super) struct Admitted {
     pub(super) permit: Permit,
     pub(super) held: Duration,
+    /// When it was got.
+    pub(super) at: Mono,
 }
 
-/// Asks the gate, and waits for a little while when that is all it takes.
+/// Asks the gate, and waits for a little while when that is all it takes; `started`: now.
 ///
 /// While a request waits its directives may change; it is then judged by the new ones.
 pub(super) async fn pass(
@@ -26,18 +29,24 @@ pub(super) async fn pass(
     snapshot: &mut Arc<Snapshot>,
     slot: &Arc<AgentSlot>,
     estimate: u64,
+    started: Mono,
 ) -> Result<Admitted, Problem> {
     let shared = &worker.shared;
     let limits = &snapshot.policy.limits;
     let (max_wait, max_waiting) = (limits.max_admission_wait, limits.max_waiting);
-    let started = shared.clock.mono();
     let mut waiting = None;
+    let mut now = started;
     loop {
-        let now = shared.clock.mono();
         let held = now.since(started);
         let directives = snapshot.directives.of(slot.agent().as_str(), now);
         let why = match admit(slot, directives, &shared.clock, estimate) {
-            Verdict::Open(permit) => return Ok(Admitted { permit, held }),
+            Verdict::Open(permit) => {
+                return Ok(Admitted {
+                    permit,
+                    held,
+                    at: now,
+                });
+            }
             Verdict::Refused(why) => return Err(Problem::Limited(Box::new(why))),
             Verdict::Wait(why) => why,
         };
@@ -49,6 +58,7 @@ pub(super) async fn pass(
         }
         sleep(why.retry_after.max(Duration::from_millis(1))).await;
         *snapshot = worker.snapshot();
+        now = shared.clock.mono();
     }
 }
 

@@ -16,19 +16,24 @@ use crate::types::time::Mono;
 
 /// Rings when the upstream was silent for too long, or when the exchange took too long as a whole.
 ///
-/// The timer is made when something has to be waited for, and is only moved when it fires: a part of an answer that
-/// comes costs it one reading of the clock. It is handed on from one exchange of a connection to the next, since
-/// nearly all of them end long before it fires.
+/// The timer is made when something has to be waited for, and is only moved when it fires. It is handed on from one
+/// exchange of a connection to the next, since nearly all of them end long before it fires. Parts that come in one go
+/// have one time: the clock is read when they have to be waited for again, and after every [`TOGETHER`] of them.
 pub(super) struct Alarm {
     clock: Clock,
     timer: Option<Timer>,
     spare: Rc<Spare>,
     last_heard: Mono,
+    /// What was heard since.
+    unread: u8,
     silence: Duration,
     whole: Mono,
     /// A request body that is still on its way, and how long the upstream may take none of it.
     upload: Option<(Rc<Seen>, Duration)>,
 }
+
+/// Parts that may have the time of one of them.
+const TOGETHER: u8 = 16;
 
 /// The timer of a connection while no exchange needs it.
 #[derive(Default)]
@@ -50,6 +55,7 @@ impl Alarm {
             timer,
             spare,
             last_heard,
+            unread: 0,
             silence,
             whole: whole.unwrap_or(Mono::FAR),
             upload: None,
@@ -91,23 +97,36 @@ impl Alarm {
     /// From now on this much silence is allowed.
     pub(super) fn allow(&mut self, silence: Duration) {
         self.silence = silence;
-        self.heard();
+        self.read_clock();
     }
 
     /// Something came.
+    #[inline]
     pub(super) fn heard(&mut self) {
-        self.last_heard = self.clock.mono();
+        self.unread += 1;
+        if self.unread >= TOGETHER {
+            self.read_clock();
+        }
     }
 
-    /// When something came last.
+    /// When something came last, as of the last reading of the clock.
     pub(super) fn last_heard(&self) -> Mono {
         self.last_heard
+    }
+
+    /// Reads the clock for what came since that was done.
+    pub(super) fn read_clock(&mut self) {
+        self.unread = 0;
+        self.last_heard = self.clock.mono();
     }
 
     /// Ready when the alarm rings.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some((seen, _)) = &self.upload {
             seen.wake_at_end(cx);
+        }
+        if self.unread > 0 {
+            self.read_clock();
         }
         loop {
             let rings = self.rings();

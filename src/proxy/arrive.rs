@@ -23,9 +23,20 @@ pub(super) struct Head {
     pub(super) parts: Parts,
     pub(super) route: Route,
     pub(super) upstream: Arc<Upstream>,
-    /// The agent that the path names, and the path that is left for the upstream, both as they were sent.
+    /// The agent that the path names, as it was sent.
     pub(super) path_agent: Option<String>,
-    pub(super) path: String,
+    /// Where in the path that was sent the one for the upstream begins.
+    path_start: usize,
+}
+
+impl Head {
+    /// The path for the upstream, as it was sent: without the agent and without the upstream's prefix.
+    pub(super) fn path(&self) -> &str {
+        match self.parts.uri.path().get(self.path_start..) {
+            None | Some("") => "/",
+            Some(path) => path,
+        }
+    }
 }
 
 /// A request's body, as far as it has to be known.
@@ -41,7 +52,7 @@ pub(super) struct Content {
 }
 
 /// Reads the head: the API, the upstream and the agent in the path.
-pub(super) fn head(policy: &Policy, request: Request<Incoming>) -> (Head, Incoming, Option<Problem>) {
+pub(super) fn head(policy: &Policy, request: Request<Incoming>) -> (Box<Head>, Incoming, Option<Problem>) {
     let (parts, incoming) = request.into_parts();
     let full = parts.uri.path();
     // Where the path does not tell the agent, `/agents/…` is the upstream's own.
@@ -64,18 +75,20 @@ pub(super) fn head(policy: &Policy, request: Request<Incoming>) -> (Head, Incomi
     let upstream = served
         .or_else(|| policy.upstreams.first())
         .map_or_else(Upstream::nowhere, Arc::clone);
-    let path = path.to_owned();
-    (
-        Head {
-            parts,
-            route,
-            upstream,
-            path_agent,
-            path,
-        },
-        incoming,
-        problem,
-    )
+    // It is the end of what was sent; where only a prefix was, the slash that stands for the rest is not a part of it.
+    let path_start = match full.strip_suffix(path) {
+        Some(before) => before.len(),
+        None => full.len(),
+    };
+    let head = Head {
+        parts,
+        route,
+        upstream,
+        path_agent,
+        path_start,
+    };
+    // It is handed from step to step, and is large.
+    (Box::new(head), incoming, problem)
 }
 
 /// Reads the body of APIs that are understood; leaves others to be passed on as they come.
@@ -116,7 +129,11 @@ pub(super) async fn content(
             ReadError::Broken => Problem::ClientGone,
         })?;
     let complete = clock.mono();
-    refine(&mut head.route, &head.path, &bytes);
+    let path = match head.route.api {
+        Api::CohereChat => head.path().to_owned(),
+        _ => String::new(),
+    };
+    refine(&mut head.route, &path, &bytes);
     let headers = &head.parts.headers;
     let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
     // What is compressed is not read: the facts then say that the model is unknown.

@@ -23,8 +23,8 @@ pub(crate) enum RequestBody {
     Whole(Option<Bytes>),
     /// Known in full, with trailers behind it.
     Trailed(Box<Trailed>),
-    /// Passed on as it comes, up to a bound.
-    Passing(Passing),
+    /// Passed on as it comes, up to a bound; rare, and large.
+    Passing(Box<Passing>),
 }
 
 /// A whole body and its trailers; each is taken out when it is handed on.
@@ -168,7 +168,7 @@ impl RequestBody {
             idle,
             pause: None,
         };
-        (Self::Passing(passing), seen)
+        (Self::Passing(Box::new(passing)), seen)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::dialect::table::Api;
 use crate::enforce::gate::Permit;
 use crate::enforce::policy::Upstream;
 use crate::enforce::snapshot::Snapshot;
-use crate::types::ids::{ModelName, RequestId};
+use crate::types::ids::RequestId;
 use crate::types::observation::{ActionTaken, Observation, Outcome, Report};
 use crate::types::time::{Mono, Now};
 use crate::types::usage::{Normalised, UsageSource};
@@ -33,7 +33,6 @@ pub(super) struct Account {
     pub(super) identity: Identity,
     pub(super) api: Api,
     pub(super) upstream: Arc<Upstream>,
-    pub(super) model_requested: Option<ModelName>,
     pub(super) stream_asked: bool,
     /// Tokens of input as far as the body's size tells, for answers that do not say.
     pub(super) estimated_input: u64,
@@ -106,7 +105,7 @@ impl Account {
             }
         }
         self.identity.slot.totals.add(&observation);
-        self.identity.metrics.record(&observation);
+        self.identity.kind.metrics.record(&observation);
         (shared.observer)(Report::Ended(observation));
     }
 
@@ -171,15 +170,9 @@ impl Account {
         if measured.usage_source == UsageSource::Estimated && normalised.input_total.is_none() {
             normalised.input_total = Some(self.estimated_input);
         }
-        let policy = &self.snapshot.policy;
-        let asked = self.model_requested.as_ref().map(ModelName::as_str);
-        let cost_usd = policy.prices.cost(
-            self.api,
-            measured.model_served.as_deref(),
-            asked,
-            &measured.usage,
-            &normalised,
-        );
+        let kind = &self.identity.kind;
+        let (model_served, price) = kind.served(&self.snapshot.policy, measured.model_served);
+        let cost_usd = price.and_then(|price| price.cost(&measured.usage, &normalised));
         let (error_type, error_code) = match self.error.take() {
             Some((kind, code)) => (Some(kind), Some(code)),
             None => (measured.error_type, measured.error_code),
@@ -196,8 +189,8 @@ impl Account {
             upstream: self.upstream.name.clone(),
             provider: self.upstream.provider.clone(),
             api: self.api.name().into(),
-            model_requested: self.model_requested.clone(),
-            model_served: measured.model_served.map(ModelName::from),
+            model_requested: identity.kind.model.clone(),
+            model_served,
             status: self.status,
             stream: measured.stream || (self.stream_asked && times.first_byte.is_none()),
             outcome,

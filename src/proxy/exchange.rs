@@ -25,11 +25,13 @@ use crate::dialect::include_usage::{Hider, refusal_names_stream_options};
 use crate::dialect::meter::{AnswerHead, Meter, MeterOptions};
 use crate::dialect::request::RequestFacts;
 use crate::enforce::snapshot::Snapshot;
-use crate::types::ids::{ModelName, RequestId};
+use crate::types::ids::RequestId;
 use crate::types::observation::{ActionTaken, Outcome};
 
 /// Largest error answer that is read to see whether it is about the usage that we asked for.
 const MAX_OBJECTION: usize = 64 * 1024;
+
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Answers one request: arrive, identify, admit, rewrite, forward, observe. Each step takes what the one before
 /// gave. From `identify` on an [`Account`] is kept; dropping it, wherever that happens, is the last step: emit.
@@ -59,14 +61,13 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     // Identify.
     let identity = identify(
         &connection,
-        &snapshot.policy.identity,
+        &snapshot.policy,
         &Clues {
             headers: &head.parts.headers,
             path_agent: head.path_agent.as_deref(),
-            hints: &facts.hints,
+            facts,
             route: &head.route,
             body: bytes,
-            model: facts.model.as_deref(),
             upstream: &head.upstream,
             request_id: &request_id,
         },
@@ -87,7 +88,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
         // A body that cannot be read is not free: what it really uses is settled afterwards.
         estimate = estimate.max(1);
     }
-    match admit::pass(&worker, &mut snapshot, &slot, estimate).await {
+    let now = match admit::pass(&worker, &mut snapshot, &slot, estimate, complete).await {
         Ok(admitted) => {
             account.permit = Some(admitted.permit);
             if admitted.held > Duration::from_millis(1) {
@@ -95,10 +96,13 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
                 let ms = u64::try_from(admitted.held.as_millis()).unwrap_or(u64::MAX);
                 account.actions.push(ActionTaken::Delayed { ms });
             }
+            admitted.at
         }
         Err(problem) => return answer_problem(account, &head, problem, in_flight),
+    };
+    if !Arc::ptr_eq(&account.snapshot, &snapshot) {
+        account.snapshot = Arc::clone(&snapshot);
     }
-    account.snapshot = Arc::clone(&snapshot);
 
     if switch::is_asked(&head) {
         return Box::pin(switch_protocol(&connection, account, &head, in_flight)).await;
@@ -107,7 +111,6 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     // Rewrite.
     let seen = content.seen.clone();
     let agent = account.identity.agent.clone();
-    let now = clock.mono();
     let prepared = match prepare(
         &worker,
         &snapshot,
@@ -151,7 +154,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     };
 
     // Observe.
-    if !sent.usage_hidden {
+    if !sent.usage_asked {
         account.actions.retain(|a| *a != ActionTaken::UsageRequested);
     }
     observe(account, sent, alarm, downgraded.as_ref(), in_flight)
@@ -187,7 +190,9 @@ struct Sent {
     forwarded: Forwarded,
     incoming: AnswerBody,
     /// Usage was asked for on the client's behalf and has to be taken out of the answer.
-    usage_hidden: bool,
+    usage_asked: bool,
+    /// The answer is a JSON document and no stream.
+    document: bool,
 }
 
 #[expect(
@@ -211,7 +216,6 @@ fn open_account(
         identity,
         api: head.route.api,
         upstream: Arc::clone(&head.upstream),
-        model_requested: facts.model.as_deref().map(ModelName::from),
         stream_asked: facts.stream,
         estimated_input: facts.estimated_input,
         permit: None,
@@ -238,10 +242,10 @@ fn open_account(
 async fn send(
     worker: &super::worker::Worker,
     snapshot: &Snapshot,
-    mut head: Head,
+    mut head: Box<Head>,
     prepared: Prepared,
     alarm: &mut Alarm,
-) -> (Head, Option<Downgraded>, Result<Sent, Problem>) {
+) -> (Box<Head>, Option<Downgraded>, Result<Sent, Problem>) {
     let Prepared {
         body,
         path,
@@ -252,7 +256,8 @@ async fn send(
     let headers = std::mem::take(&mut head.parts.headers);
     let query = head.parts.uri.query();
     let method = head.parts.method.clone();
-    let outgoing = Outgoing::new(&snapshot.policy, &head.upstream, method, &path, query, headers);
+    let path = path.as_deref().unwrap_or(head.path());
+    let outgoing = Outgoing::new(&snapshot.policy, &head.upstream, method, path, query, headers);
     let mut outgoing = match outgoing {
         Ok(outgoing) => outgoing,
         Err(problem) => return (head, downgraded, Err(problem)),
@@ -266,16 +271,23 @@ async fn send(
         }
         let (mut forwarded, mut incoming) = forward(worker, &head.upstream, outgoing, body, alarm).await?;
         let Some((original, mut outgoing)) = without_usage.zip(spare) else {
-            return Ok(Sent { forwarded, incoming, usage_hidden: false });
+            return Ok(Sent { forwarded, incoming, usage_asked: false, document: false });
         };
         let status = forwarded.head.status;
-        if !matches!(status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY) {
-            return Ok(Sent { forwarded, incoming, usage_hidden: true });
-        }
         let silence = head.upstream.timeouts.idle;
+        if !matches!(status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY) {
+            let mut document = false;
+            let headers = &forwarded.head.headers;
+            if status.is_success() && is_called_json(headers) && !headers.contains_key(CONTENT_ENCODING) {
+                // Some call their streams JSON: the first byte tells.
+                peek(&mut forwarded, &mut incoming, 1, alarm, silence).await?;
+                document = matches!(forwarded.prefix.first(), None | Some(b'{' | b'[' | b' ' | b'\t' | b'\r' | b'\n'));
+            }
+            return Ok(Sent { forwarded, incoming, usage_asked: true, document });
+        }
         peek(&mut forwarded, &mut incoming, MAX_OBJECTION, alarm, silence).await?;
         if !refusal_names_stream_options(status.as_u16(), &forwarded.prefix) {
-            return Ok(Sent { forwarded, incoming, usage_hidden: false });
+            return Ok(Sent { forwarded, incoming, usage_asked: false, document: false });
         }
         if forwarded.ended {
             forwarded.lease.give_back(worker.shared.clock.mono());
@@ -289,7 +301,7 @@ async fn send(
             worker.shared.unwilling.insert(&head.upstream.name);
             tracing::info!(upstream = %head.upstream.name, "upstream does not report usage in streams; not asking again");
         }
-        Ok(Sent { forwarded, incoming, usage_hidden: false })
+        Ok(Sent { forwarded, incoming, usage_asked: false, document: false })
     }
     .await;
     (head, downgraded, result)
@@ -306,7 +318,8 @@ fn observe(
     let Sent {
         mut forwarded,
         incoming,
-        usage_hidden,
+        usage_asked,
+        document,
     } = sent;
     alarm.allow(account.upstream.timeouts.idle);
     account.times.first_byte = Some(alarm.last_heard());
@@ -333,10 +346,7 @@ fn observe(
     let headers = response.headers_mut();
     strip_answer(headers);
     // A compressed stream passes with the usage in it: its client reads what it did not ask for, unharmed.
-    let hide = usage_hidden
-        && status.is_success()
-        && !headers.contains_key(CONTENT_ENCODING)
-        && is_event_stream(headers);
+    let hide = usage_asked && !document && status.is_success() && !headers.contains_key(CONTENT_ENCODING);
     if hide {
         headers.remove(CONTENT_LENGTH);
     }
@@ -363,10 +373,11 @@ fn say_downgrade(headers: &mut http::HeaderMap, change: &Downgraded, request_id:
     }
 }
 
-fn is_event_stream(headers: &http::HeaderMap) -> bool {
+/// Whether an answer says of itself that it is a JSON document.
+fn is_called_json(headers: &http::HeaderMap) -> bool {
     headers
         .get(CONTENT_TYPE)
-        .is_none_or(|v| !v.as_bytes().starts_with(b"application/json"))
+        .is_some_and(|v| v.as_bytes().starts_with(b"application/json"))
 }
 
 fn answer_problem(
@@ -431,7 +442,7 @@ fn request_id(head: &Head, ids: &super::worker::RequestIds) -> RequestId {
     match head
         .parts
         .headers
-        .get("x-request-id")
+        .get(&X_REQUEST_ID)
         .and_then(|v| v.to_str().ok())
     {
         Some(id) if !id.is_empty() && id.len() <= MAX => RequestId::from(id),

@@ -1,14 +1,7 @@
 //! Headers on their way through: what belongs to one hop stays there (RFC 9110 §7.6.1), the rest is untouched.
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE,
-    TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TE};
 use smallvec::SmallVec;
-
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authorization");
 
 /// Takes away what belongs to the client's hop. `te: trailers` is asked for anew, since we pass trailers on.
 pub(super) fn strip_request(headers: &mut HeaderMap, strip: &[HeaderName]) {
@@ -19,7 +12,9 @@ pub(super) fn strip_request(headers: &mut HeaderMap, strip: &[HeaderName]) {
             .any(|w| w == b"trailers")
     });
     strip_named(headers, |name| {
-        belongs_to_hop(name) || *name == EXPECT || *name == PROXY_AUTHORIZATION || strip.contains(name)
+        belongs_to_hop(name)
+            || matches!(name.as_str(), "expect" | "proxy-authorization")
+            || strip.contains(name)
     });
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -31,13 +26,12 @@ pub(super) fn strip_answer(headers: &mut HeaderMap) {
     strip_named(headers, belongs_to_hop);
 }
 
+/// By their text: most names are told apart from all of these by their length.
 fn belongs_to_hop(name: &HeaderName) -> bool {
-    *name == CONNECTION
-        || *name == TE
-        || *name == TRANSFER_ENCODING
-        || *name == UPGRADE
-        || *name == KEEP_ALIVE
-        || *name == PROXY_CONNECTION
+    matches!(
+        name.as_str(),
+        "connection" | "te" | "transfer-encoding" | "upgrade" | "keep-alive" | "proxy-connection"
+    )
 }
 
 /// Removes what `goes` names, and what `Connection` names. Mostly there is nothing, so the names are gone over once

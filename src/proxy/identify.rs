@@ -1,6 +1,8 @@
 //! Who sent a request, as what version, in which execution; each with the place where it was read, never guessed.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,14 +14,24 @@ use sha2::Sha256;
 
 use super::connection::Connection;
 use crate::dialect::fingerprint::{agent_fingerprint, prefix_key};
-use crate::dialect::request::BodyHints;
-use crate::dialect::table::Route;
-use crate::enforce::policy::{AgentSource, IdentityPolicy, Upstream};
+use crate::dialect::price::Price;
+use crate::dialect::request::{BodyHints, RequestFacts};
+use crate::dialect::table::{Api, Route};
+use crate::enforce::policy::{AgentSource, IdentityPolicy, Policy, Upstream};
 use crate::enforce::slots::AgentSlot;
 use crate::telemetry::metrics::{ExchangeLabels, ExchangeMetrics};
-use crate::types::ids::{AgentId, AgentVersion, ExecutionId, RequestId};
+use crate::types::ids::{AgentId, AgentVersion, ExecutionId, Generation, ModelName, RequestId};
 use crate::types::observation::IdentitySource;
-use crate::types::secret::Secret;
+
+static BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// Where API keys stand.
+static API_KEYS: [HeaderName; 4] = [
+    AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+    HeaderName::from_static("x-goog-api-key"),
+];
 
 /// Who sent a request.
 pub(super) struct Identity {
@@ -29,34 +41,77 @@ pub(super) struct Identity {
     pub(super) execution: ExecutionId,
     pub(super) execution_source: IdentitySource,
     pub(super) slot: Arc<AgentSlot>,
-    pub(super) metrics: Arc<ExchangeMetrics>,
+    pub(super) kind: Rc<Kind>,
 }
 
 /// What the exchange before resolved to; the next one of a connection is mostly like it.
 #[derive(Default)]
 pub(super) struct Memory {
     agent: Option<(AgentId, Arc<AgentSlot>)>,
-    metrics: Option<(MetricsKey, Arc<ExchangeMetrics>)>,
+    kind: Option<Rc<Kind>>,
     version: Option<(u64, AgentVersion)>,
-    /// The key that was seen last and the name made of it, and which salt made it.
-    api_key: Option<(HeaderValue, Secret, String)>,
+    /// The key that was seen last and the name made of it, and by which policy.
+    api_key: Option<(HeaderValue, Generation, String)>,
 }
 
-struct MetricsKey {
+/// Exchanges of one agent that ask for one model of one API: what is the same for all of them is worked out once.
+pub(super) struct Kind {
     agent: AgentId,
-    model: Option<String>,
-    api: &'static str,
+    /// The model that is asked for.
+    pub(super) model: Option<ModelName>,
+    api: Api,
     upstream: Arc<Upstream>,
+    pub(super) metrics: Arc<ExchangeMetrics>,
+    /// What the answer before named as its model.
+    served: RefCell<Option<Served>>,
+}
+
+/// A model that answered, and what it costs.
+#[derive(Clone)]
+struct Served {
+    model: Option<ModelName>,
+    price: Option<Price>,
+    /// Of the policy that the price is from.
+    generation: Generation,
+}
+
+impl Kind {
+    /// The name of the model that answered, and the price that the exchange is billed at.
+    pub(super) fn served(
+        &self,
+        policy: &Policy,
+        model: Option<String>,
+    ) -> (Option<ModelName>, Option<Price>) {
+        let mut known = self.served.borrow_mut();
+        match &*known {
+            Some(known)
+                if known.generation == policy.generation
+                    && known.model.as_ref().map(ModelName::as_str) == model.as_deref() =>
+            {
+                (known.model.clone(), known.price)
+            }
+            _ => {
+                let asked = self.model.as_ref().map(ModelName::as_str);
+                let price = policy.prices.of_exchange(self.api, model.as_deref(), asked);
+                let model = model.map(ModelName::from);
+                *known = Some(Served {
+                    model: model.clone(),
+                    price,
+                    generation: policy.generation,
+                });
+                (model, price)
+            }
+        }
+    }
 }
 
 /// What identification may look at.
 pub(super) struct Clues<'a> {
     pub(super) headers: &'a HeaderMap,
     pub(super) path_agent: Option<&'a str>,
-    pub(super) hints: &'a BodyHints,
+    pub(super) facts: &'a RequestFacts,
     pub(super) route: &'a Route,
     pub(super) body: Option<&'a Bytes>,
-    pub(super) model: Option<&'a str>,
     pub(super) upstream: &'a Arc<Upstream>,
     pub(super) request_id: &'a RequestId,
 }
@@ -72,14 +127,22 @@ pub(super) fn split_path(path: &str) -> Option<(&str, &str)> {
 }
 
 /// Finds out who sent a request.
-pub(super) fn identify(connection: &Connection, policy: &IdentityPolicy, clues: &Clues<'_>) -> Identity {
+pub(super) fn identify(connection: &Connection, policy: &Policy, clues: &Clues<'_>) -> Identity {
+    let generation = policy.generation;
+    let policy = &policy.identity;
     let mut memory = connection.memory.borrow_mut();
-    let memory = &mut *memory;
-    let (name, agent_source) = agent_name(connection, &mut memory.api_key, policy, clues);
-    let (agent, slot) = memory.agent(connection, &name);
-    let version = version(memory, policy, clues);
-    let (execution, execution_source) = execution(connection, &agent, policy, clues);
-    let metrics = memory.metrics(connection, &agent, clues);
+    let Memory {
+        agent,
+        kind: known_kind,
+        version: known_version,
+        api_key,
+    } = &mut *memory;
+    let said = Said::of(clues.headers, policy);
+    let (name, agent_source) = agent_name(connection, api_key, (policy, generation), clues, said.agent);
+    let (agent, slot) = slot(agent, connection, &name);
+    let version = version(known_version, policy, clues, said.version);
+    let (execution, execution_source) = execution(connection, &agent, policy, clues, said.execution);
+    let kind = kind(known_kind, connection, &agent, clues);
     Identity {
         agent,
         agent_source,
@@ -87,85 +150,145 @@ pub(super) fn identify(connection: &Connection, policy: &IdentityPolicy, clues: 
         execution,
         execution_source,
         slot,
-        metrics,
+        kind,
     }
 }
 
-impl Memory {
-    fn agent(&mut self, connection: &Connection, name: &str) -> (AgentId, Arc<AgentSlot>) {
-        if let Some((agent, slot)) = &self.agent
-            && agent.as_str() == name
-        {
-            return (agent.clone(), Arc::clone(slot));
-        }
-        let slot = connection.worker.shared.slots.slot(&AgentId::from(name));
-        // Beyond the bound the slot is a shared one, and so is the name: everything that is kept by agent is bounded
-        // by the bound of the slots.
-        let agent = slot.agent().clone();
-        self.agent = (agent.as_str() == name).then(|| (agent.clone(), Arc::clone(&slot)));
-        (agent, slot)
+fn slot(
+    known: &mut Option<(AgentId, Arc<AgentSlot>)>,
+    connection: &Connection,
+    name: &str,
+) -> (AgentId, Arc<AgentSlot>) {
+    if let Some((agent, slot)) = known
+        && agent.as_str() == name
+    {
+        return (agent.clone(), Arc::clone(slot));
     }
+    let slot = connection.worker.shared.slots.slot(&AgentId::from(name));
+    // Beyond the bound the slot is a shared one, and so is the name: everything that is kept by agent is bounded
+    // by the bound of the slots.
+    let agent = slot.agent().clone();
+    *known = (agent.as_str() == name).then(|| (agent.clone(), Arc::clone(&slot)));
+    (agent, slot)
+}
 
-    fn metrics(
-        &mut self,
-        connection: &Connection,
-        agent: &AgentId,
-        clues: &Clues<'_>,
-    ) -> Arc<ExchangeMetrics> {
-        let api = clues.route.api.name();
-        if let Some((key, metrics)) = &self.metrics
-            && key.agent == *agent
-            && key.model.as_deref() == clues.model
-            && key.api == api
-            && Arc::ptr_eq(&key.upstream, clues.upstream)
-        {
-            return Arc::clone(metrics);
+fn kind(
+    known: &mut Option<Rc<Kind>>,
+    connection: &Connection,
+    agent: &AgentId,
+    clues: &Clues<'_>,
+) -> Rc<Kind> {
+    let api = clues.route.api;
+    let model = clues.facts.model.as_deref();
+    if let Some(kind) = known
+        && kind.agent == *agent
+        && kind.model.as_ref().map(ModelName::as_str) == model
+        && kind.api == api
+        && Arc::ptr_eq(&kind.upstream, clues.upstream)
+    {
+        return Rc::clone(kind);
+    }
+    let metrics = connection.worker.shared.metrics.handles(&ExchangeLabels {
+        agent: agent.as_str(),
+        model,
+        provider: &clues.upstream.provider,
+        api: api.name(),
+        upstream: clues.upstream.name.as_str(),
+    });
+    let kind = Rc::new(Kind {
+        agent: agent.clone(),
+        model: model.map(ModelName::from),
+        api,
+        upstream: Arc::clone(clues.upstream),
+        metrics,
+        served: RefCell::default(),
+    });
+    *known = Some(Rc::clone(&kind));
+    kind
+}
+
+/// What the headers say of who sent a request: for each kind the value of the header that is preferred.
+#[derive(Default)]
+struct Said<'a> {
+    agent: Option<Cow<'a, str>>,
+    version: Option<Cow<'a, str>>,
+    execution: Option<Cow<'a, str>>,
+}
+
+impl<'a> Said<'a> {
+    /// The headers are gone over once: a request has fewer of them than there are names to look for. Most are passed
+    /// over by the length of their name.
+    fn of(headers: &'a HeaderMap, policy: &IdentityPolicy) -> Self {
+        let lists = [
+            &policy.agent_headers,
+            &policy.version_headers,
+            &policy.execution_headers,
+        ];
+        let bit = |name: &HeaderName| 1_u64 << (name.as_str().len() & 63);
+        let lengths = lists
+            .iter()
+            .flat_map(|names| names.iter())
+            .fold(0, |all, n| all | bit(n));
+        let mut found: [Option<(usize, Cow<'a, str>)>; 3] = [None, None, None];
+        for (name, value) in headers {
+            if lengths & bit(name) == 0 {
+                continue;
+            }
+            for (found, names) in found.iter_mut().zip(lists) {
+                let Some(rank) = names.iter().position(|n| n == name) else {
+                    continue;
+                };
+                if found.as_ref().is_some_and(|(best, _)| *best <= rank) {
+                    continue;
+                }
+                let value = std::str::from_utf8(value.as_bytes())
+                    .ok()
+                    .and_then(|v| cleaned(v.into(), policy.max_name_bytes));
+                if let Some(value) = value {
+                    *found = Some((rank, value));
+                }
+            }
         }
-        let metrics = connection.worker.shared.metrics.handles(&ExchangeLabels {
-            agent: agent.as_str(),
-            model: clues.model,
-            provider: &clues.upstream.provider,
-            api,
-            upstream: clues.upstream.name.as_str(),
-        });
-        let key = MetricsKey {
-            agent: agent.clone(),
-            model: clues.model.map(str::to_owned),
-            api,
-            upstream: Arc::clone(clues.upstream),
-        };
-        self.metrics = Some((key, Arc::clone(&metrics)));
-        metrics
+        let [agent, version, execution] = found.map(|found| found.map(|(_, value)| value));
+        Self {
+            agent,
+            version,
+            execution,
+        }
     }
 }
 
 fn agent_name<'a>(
     connection: &'a Connection,
-    known_key: &mut Option<(HeaderValue, Secret, String)>,
-    policy: &'a IdentityPolicy,
+    known_key: &'a mut Option<(HeaderValue, Generation, String)>,
+    (policy, generation): (&'a IdentityPolicy, Generation),
     clues: &Clues<'a>,
+    mut header: Option<Cow<'a, str>>,
 ) -> (Cow<'a, str>, IdentitySource) {
+    let mut by_key = false;
     for source in &policy.agent_order {
         let found = match source {
             AgentSource::Path => clues.path_agent.and_then(|agent| {
                 let agent = percent_decode_str(agent).decode_utf8().ok()?;
                 cleaned(agent, policy.max_name_bytes).map(|a| (a, IdentitySource::Path))
             }),
-            AgentSource::Header => {
-                header(clues.headers, &policy.agent_headers, policy).map(|a| (a, IdentitySource::Header))
-            }
+            AgentSource::Header => header.take().map(|a| (a, IdentitySource::Header)),
             AgentSource::Baggage => baggage(clues.headers, &policy.agent_baggage_keys, policy)
                 .map(|a| (a, IdentitySource::Baggage)),
-            AgentSource::Metadata => {
-                metadata(clues.hints, &policy.agent_metadata_keys, policy).map(|a| (a, IdentitySource::Body))
-            }
+            AgentSource::Metadata => metadata(&clues.facts.hints, &policy.agent_metadata_keys, policy)
+                .map(|a| (a, IdentitySource::Body)),
             AgentSource::Config => connection
                 .agent
                 .as_deref()
                 .or(policy.agent.as_ref())
                 .map(|a| (Cow::Borrowed(a.as_str()), IdentitySource::Config)),
-            AgentSource::ApiKey => remembered_key_name(known_key, clues.headers, policy)
-                .map(|a| (Cow::Owned(a), IdentitySource::ApiKey)),
+            AgentSource::ApiKey => {
+                by_key = recall_key_name(known_key, clues.headers, policy, generation);
+                if by_key {
+                    break;
+                }
+                None
+            }
             AgentSource::Default => Some((
                 Cow::Borrowed(policy.default_agent.as_str()),
                 IdentitySource::Default,
@@ -175,28 +298,37 @@ fn agent_name<'a>(
             return found;
         }
     }
+    if let (true, Some((_, _, name))) = (by_key, known_key) {
+        return (Cow::Borrowed(name), IdentitySource::ApiKey);
+    }
     (
         Cow::Borrowed(policy.default_agent.as_str()),
         IdentitySource::Default,
     )
 }
 
-fn version(memory: &mut Memory, policy: &IdentityPolicy, clues: &Clues<'_>) -> Option<AgentVersion> {
-    if let Some(declared) = header(clues.headers, &policy.version_headers, policy) {
+fn version(
+    known: &mut Option<(u64, AgentVersion)>,
+    policy: &IdentityPolicy,
+    clues: &Clues<'_>,
+    declared: Option<Cow<'_, str>>,
+) -> Option<AgentVersion> {
+    if let Some(declared) = declared {
         return Some(AgentVersion::from(&*declared));
     }
     if let Some(version) = &policy.agent_version {
         return Some(version.clone());
     }
     let body = clues.body?;
-    let key = prefix_key(clues.route, body)?;
-    if let Some((known, version)) = &memory.version
+    // A body that could not be read whole may still tell.
+    let key = clues.facts.agent_key.or_else(|| prefix_key(clues.route, body))?;
+    if let Some((known, version)) = known
         && *known == key
     {
         return Some(version.clone());
     }
     let version = AgentVersion::from(agent_fingerprint(clues.route, body)?);
-    memory.version = Some((key, version.clone()));
+    *known = Some((key, version.clone()));
     Some(version)
 }
 
@@ -205,21 +337,23 @@ fn execution(
     agent: &AgentId,
     policy: &IdentityPolicy,
     clues: &Clues<'_>,
+    header: Option<Cow<'_, str>>,
 ) -> (ExecutionId, IdentitySource) {
-    if let Some(id) = header(clues.headers, &policy.execution_headers, policy) {
+    if let Some(id) = header {
         return (ExecutionId::from(&*id), IdentitySource::Header);
     }
-    if let Some(id) = metadata(clues.hints, &policy.execution_metadata_keys, policy) {
+    if let Some(id) = metadata(&clues.facts.hints, &policy.execution_metadata_keys, policy) {
         return (ExecutionId::from(&*id), IdentitySource::Body);
     }
     if let Some(id) = clues
+        .facts
         .hints
         .execution()
         .and_then(|id| cleaned(id.into(), policy.max_name_bytes))
     {
         return (ExecutionId::from(&*id), IdentitySource::Body);
     }
-    if let Some(answer) = clues.hints.previous_answer() {
+    if let Some(answer) = clues.facts.hints.previous_answer() {
         let shared = &connection.worker.shared;
         let now = shared.clock.mono();
         let known = shared.chains.execution(agent, answer, now);
@@ -234,29 +368,10 @@ fn execution(
     (clues.request_id.as_execution(), IdentitySource::Exchange)
 }
 
-/// The first of `names` that has a usable value. The headers are gone over once: a request has fewer of them than
-/// there are names to look for.
-fn header<'a>(headers: &'a HeaderMap, names: &[HeaderName], policy: &IdentityPolicy) -> Option<Cow<'a, str>> {
-    let mut found: Option<(usize, Cow<'a, str>)> = None;
-    for (name, value) in headers {
-        let Some(rank) = names.iter().position(|n| n == name) else {
-            continue;
-        };
-        if found.as_ref().is_some_and(|(best, _)| *best <= rank) {
-            continue;
-        }
-        let value = std::str::from_utf8(value.as_bytes())
-            .ok()
-            .and_then(|v| cleaned(v.into(), policy.max_name_bytes));
-        found = value.map(|value| (rank, value)).or(found);
-    }
-    found.map(|(_, value)| value)
-}
-
 /// An entry of the W3C `baggage` header.
 fn baggage<'a>(headers: &'a HeaderMap, keys: &[String], policy: &IdentityPolicy) -> Option<Cow<'a, str>> {
     headers
-        .get_all("baggage")
+        .get_all(&BAGGAGE)
         .iter()
         .filter_map(|v| v.to_str().ok())
         .flat_map(|v| v.split(','))
@@ -277,7 +392,7 @@ fn metadata<'a>(hints: &'a BodyHints, keys: &[String], policy: &IdentityPolicy) 
 
 /// The trace id of a valid `traceparent` (W3C Trace Context §3.2).
 fn trace_id(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get("traceparent")?.to_str().ok()?;
+    let value = headers.get(&TRACEPARENT)?.to_str().ok()?;
     let mut parts = value.split('-');
     let (version, trace) = (parts.next()?, parts.next()?);
     let hex = |s: &str| {
@@ -293,24 +408,28 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
     valid.then_some(trace)
 }
 
-/// The name for whoever holds an API key; the one of the exchange before when the key is the same.
-fn remembered_key_name(
-    known: &mut Option<(HeaderValue, Secret, String)>,
+/// Sees to it that `known` holds the name for whoever holds the API key of a request; mostly it does already. `false`
+/// when there is no key that names anybody.
+fn recall_key_name(
+    known: &mut Option<(HeaderValue, Generation, String)>,
     headers: &HeaderMap,
     policy: &IdentityPolicy,
-) -> Option<String> {
-    let value = [AUTHORIZATION.as_str(), "x-api-key", "api-key", "x-goog-api-key"]
-        .iter()
-        .find_map(|name| headers.get(*name))?;
-    if let Some((key, salt, name)) = known
+    generation: Generation,
+) -> bool {
+    let Some(value) = API_KEYS.iter().find_map(|name| headers.get(name)) else {
+        return false;
+    };
+    if let Some((key, of, _)) = known
         && key == value
-        && *salt == policy.api_key_salt
+        && *of == generation
     {
-        return Some(name.clone());
+        return true;
     }
-    let name = api_key_name(value.as_bytes(), policy)?;
-    *known = Some((value.clone(), policy.api_key_salt.clone(), name.clone()));
-    Some(name)
+    let Some(name) = api_key_name(value.as_bytes(), policy) else {
+        return false;
+    };
+    *known = Some((value.clone(), generation, name));
+    true
 }
 
 /// A name for whoever holds an API key: a keyed hash, so that the name tells nothing about the key.

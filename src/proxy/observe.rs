@@ -82,10 +82,16 @@ impl Relay {
         };
         if !prefix.is_empty() {
             parts.see(&prefix);
-            parts.ready.push_back(prefix);
+            match &mut parts.hider {
+                Some(hider) => hider.push(prefix, &mut |bytes| parts.ready.push_back(bytes)),
+                None => parts.ready.push_back(prefix),
+            }
         }
         if ended {
             parts.account.ended(Outcome::Complete);
+            if let Some(hider) = &mut parts.hider {
+                hider.end(&mut |bytes| parts.ready.push_back(bytes));
+            }
         }
         Box::new(Self {
             parts: Some(parts),
@@ -169,6 +175,7 @@ impl Parts {
         if let Some(meter) = &mut account.meter {
             let seen = meter.see(data);
             if seen.first_token && account.times.first_token.is_none() {
+                self.alarm.read_clock();
                 account.times.first_token = Some(self.alarm.last_heard());
             }
             account.learn_answer(self.alarm.last_heard());

@@ -21,7 +21,8 @@ use crate::types::time::Mono;
 /// A request as it is sent.
 pub(super) struct Prepared {
     pub(super) body: RequestBody,
-    pub(super) path: String,
+    /// The path, where it is not the client's.
+    pub(super) path: Option<String>,
     /// The body is not what the client sent, so its length has to be said anew.
     pub(super) changed: bool,
     /// The client's own body, where usage was asked for on its behalf: sent again if the upstream objects.
@@ -51,7 +52,7 @@ pub(super) fn prepare(
     } = content;
     let mut prepared = Prepared {
         body,
-        path: head.path.clone(),
+        path: None,
         changed: false,
         without_usage: None,
         downgraded: None,
@@ -76,11 +77,9 @@ pub(super) fn prepare(
             Err(why) => actions.push(ActionTaken::DowngradeSkipped { why }),
             Ok(None) => {}
             Ok(Some(change)) => {
-                let rewritten = replace_model(&head.route, &facts, &head.path, &bytes, &change.to)
+                let rewritten = replace_model(&head.route, &facts, head.path(), &bytes, &change.to)
                     .map_err(|e| Problem::CannotRewrite(e.to_string()))?;
-                if let Some(path) = rewritten.path {
-                    prepared.path = path;
-                }
+                prepared.path = rewritten.path;
                 if let Some(body) = rewritten.body {
                     bytes = Bytes::from(body);
                     prepared.body = prepared.body.holding(bytes.clone());
@@ -96,7 +95,9 @@ pub(super) fn prepare(
     }
 
     let upstream = &head.upstream;
-    if upstream.include_usage == IncludeUsage::Auto
+    if facts.stream
+        && !facts.include_usage
+        && upstream.include_usage == IncludeUsage::Auto
         && !worker.shared.unwilling.contains(&upstream.name)
         && !is_signed(head)
         && let Some(asking) = inject(&head.route, &facts, &bytes)

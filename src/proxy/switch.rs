@@ -70,7 +70,7 @@ pub(super) async fn ask(worker: &Worker, head: &Head) -> Result<Asked, Problem> 
         &worker.snapshot().policy,
         upstream,
         head.parts.method.clone(),
-        &head.path,
+        head.path(),
         head.parts.uri.query(),
         headers.clone(),
     )?;

@@ -57,9 +57,15 @@ pub(super) struct Worker {
 #[derive(Debug, Default)]
 pub struct Unwilling(ArcSwap<HashSet<UpstreamName>>);
 
+/// Characters of a request id that are the same for all of a process, and those of its count.
+const PREFIX: usize = 20;
+const COUNT: u32 = 8;
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
 /// Makes request ids: a random prefix for the process and a count.
 pub struct RequestIds {
-    prefix: String,
+    /// An id with a count of zero.
+    zero: [u8; PREFIX + COUNT as usize],
     next: AtomicU64,
 }
 
@@ -104,20 +110,25 @@ impl RequestIds {
     /// Ids that no other process makes, as far as 64 random bits can tell.
     pub fn new() -> Self {
         let random = uuid::Uuid::now_v7().as_u64_pair().1;
+        let mut zero = [b'0'; PREFIX + COUNT as usize];
+        for (place, byte) in zero.iter_mut().zip(format!("req_{random:016x}").bytes()) {
+            *place = byte;
+        }
         Self {
-            prefix: format!("req_{random:016x}"),
+            zero,
             next: AtomicU64::new(1),
         }
     }
 
     pub(super) fn next(&self) -> RequestId {
         let count = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut id = String::with_capacity(self.prefix.len() + 16);
-        id.push_str(&self.prefix);
-        for nibble in (0..8).rev().map(|i| (count >> (4 * i)) & 15) {
-            id.push(char::from_digit(u32::try_from(nibble).unwrap_or(0), 16).unwrap_or('0'));
+        // Written in place: one piece of memory for each id.
+        let mut id = self.zero;
+        for (place, at) in id.iter_mut().skip(PREFIX).zip((0..COUNT).rev()) {
+            let nibble = (count >> (4 * at)) & 15;
+            *place = HEX.get(nibble as usize).copied().unwrap_or(b'0');
         }
-        RequestId::from(id)
+        RequestId::from(std::str::from_utf8(&id).unwrap_or_default())
     }
 }
 
@@ -129,6 +140,6 @@ impl Default for RequestIds {
 
 impl fmt::Debug for RequestIds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.prefix)
+        f.write_str(&String::from_utf8_lossy(&self.zero))
     }
 }

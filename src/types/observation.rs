@@ -1,5 +1,7 @@
 //! What one exchange did, as a record without content.
 
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -31,9 +33,9 @@ pub struct Observation {
     /// The configured upstream that answered, or would have.
     pub upstream: UpstreamName,
     /// Whose API it is: `openai`, `anthropic`, `azure`, … or `unknown`.
-    pub provider: String,
+    pub provider: Arc<str>,
     /// Which API was spoken, by the shape of its bodies: `openai.chat`, `anthropic.messages`, …, `other`.
-    pub api: String,
+    pub api: Cow<'static, str>,
     /// The model the client asked for.
     pub model_requested: Option<ModelName>,
     /// The model the answer names.

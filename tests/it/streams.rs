@@ -457,6 +457,32 @@ async fn usage_is_asked_for_and_hidden() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_called_json_is_told_by_its_first_byte() {
+    let document = "{\"choices\":[],\"usage\":{\"total_tokens\":7}}";
+    for (pieces, want) in [
+        (
+            vec![bytes(FIRST), bytes(USAGE), bytes(DONE)],
+            format!("{FIRST}{DONE}"),
+        ),
+        (vec![bytes(document)], document.to_owned()),
+        (vec![bytes("\n"), bytes(document)], format!("\n{document}")),
+        (vec![], String::new()),
+    ] {
+        let upstream = Upstream::start(move |_| {
+            Reply::new(200, "application/json", "")
+                .chunked()
+                .pieces(pieces.clone())
+        })
+        .await;
+        let fusebox = Fusebox::start(&Config::new(&upstream)).await;
+        let answer = fusebox.ask(&shy_chat("called-json")).await;
+        assert_eq!(answer.text(), want);
+        let observation = fusebox.observation("called-json").await;
+        assert_eq!(observation["actions"], json!([{"kind": "usage_requested"}]));
+    }
+}
+
+#[tokio::test]
 async fn an_upstream_that_refuses_to_tell_usage_is_not_asked_again() {
     let refusal = "{\"error\":{\"message\":\"Unrecognized request argument supplied: stream_options\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}";
     let upstream = Upstream::start(move |seen| {

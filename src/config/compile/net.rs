@@ -269,7 +269,7 @@ pub(super) fn upstreams(
 fn plain(name: &str, provider: &str, url: UpstreamUrl) -> Upstream {
     Upstream {
         name: UpstreamName::from(name),
-        provider: provider.to_owned(),
+        provider: provider.into(),
         url,
         families: Vec::new(),
         path_prefix: None,

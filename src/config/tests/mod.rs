@@ -227,7 +227,7 @@ fn the_minimal_file_is_one_agent_and_one_upstream() {
     let [u] = c.policy.upstreams.as_slice() else {
         panic!()
     };
-    assert!(u.families.is_empty() && u.provider == "openai");
+    assert!(u.families.is_empty() && *u.provider == *"openai");
     assert_eq!(c.rulebook.rules.len(), 3);
 }
 
@@ -271,7 +271,7 @@ fn upstreams_are_compiled() {
         panic!()
     };
     assert_eq!(
-        (o.provider.as_str(), o.families.as_slice()),
+        (&*o.provider, o.families.as_slice()),
         ("openai", &[Family::OpenAi][..])
     );
     assert_eq!(o.url.base_path, "/v1");
@@ -287,7 +287,7 @@ fn upstreams_are_compiled() {
     assert_eq!(a.families, [Family::Anthropic]);
     assert_eq!((x.proxy.as_ref(), x.path_prefix.as_deref()), (None, Some("/x")));
     assert_eq!(
-        (y.provider.as_str(), y.families.len(), y.url.host.as_str()),
+        (&*y.provider, y.families.len(), y.url.host.as_str()),
         ("unknown", 0, "::1")
     );
 }

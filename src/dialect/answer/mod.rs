@@ -275,16 +275,33 @@ impl Reader {
         }
     }
 
+    /// Reads server-sent events from the start of one on, as long as each is like the one before it and lies whole in
+    /// the piece, without looking for the ends of lines; gives back the rest of the piece.
+    #[inline]
+    pub(super) fn events_alike<'p>(&mut self, piece: &'p [u8], limit: usize, facts: &mut Facts) -> &'p [u8] {
+        let mut rest = piece;
+        while let Some((text, after)) = self.template.framed(rest, limit) {
+            self.hit(text, facts);
+            rest = after;
+        }
+        rest
+    }
+
+    #[inline]
+    fn hit(&mut self, text: Str<'_>, facts: &mut Facts) {
+        self.template.hit();
+        if facts.puts.hidden {
+            facts.hidden(Some(text));
+        } else {
+            facts.text(Some(text));
+        }
+    }
+
     /// Reads an event: by the template when it is like the last one, by `read` when it is not.
     #[inline]
     fn alike(&mut self, event: &[u8], facts: &mut Facts, read: impl FnOnce(&mut Self, &[u8], &mut Facts)) {
         if let Some(text) = self.template.text(event) {
-            self.template.hit();
-            if facts.puts.hidden {
-                facts.hidden(Some(text));
-            } else {
-                facts.text(Some(text));
-            }
+            self.hit(text, facts);
             return;
         }
         self.template.miss();

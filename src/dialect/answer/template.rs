@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use memchr::memchr2;
 use smallvec::SmallVec;
 
 use crate::dialect::cursor::{Cursor, Str};
@@ -22,6 +23,8 @@ pub(super) struct Template {
     /// Where each constant ends, and what comes then; the last one is the end.
     holes: SmallVec<[(u16, Hole); 4]>,
     valid: bool,
+    /// The event ended with a brace, which is not among the constants.
+    closed: bool,
     misses: u8,
     seen: u8,
 }
@@ -45,6 +48,34 @@ impl Template {
     /// The text of an event that differs from the template in nothing else (but unread values).
     #[inline]
     pub(super) fn text<'a>(&self, event: &'a [u8]) -> Option<Str<'a>> {
+        let (text, end, last) = self.compare::<false>(event)?;
+        (tail(end) == last).then_some(text)
+    }
+
+    /// The same for the server-sent event that `bytes` begin with, found without looking for the ends of its lines;
+    /// also gives what comes after it. An event of more than `limit` bytes, one that is named `error` and one that is
+    /// not whole are left to others.
+    #[inline]
+    pub(super) fn framed<'a>(&self, bytes: &'a [u8], limit: usize) -> Option<(Str<'a>, &'a [u8])> {
+        if !(self.valid && self.closed) || limit < LONGEST {
+            return None;
+        }
+        let event = data_line(bytes)?;
+        let (text, end, last) = self.compare::<true>(event)?;
+        let after = end.strip_prefix(last)?.strip_prefix(b"}")?;
+        if event.len() - after.len() > limit {
+            return None;
+        }
+        let after = after
+            .strip_prefix(b"\n\n")
+            .or_else(|| after.strip_prefix(b"\r\n\r\n"))?;
+        Some((text, after))
+    }
+
+    /// Compares `event` with the template up to its last hole: gives the text, what comes after that hole, and what
+    /// has to. `LINE`: no string may go beyond the end of a line.
+    #[inline]
+    fn compare<'a, const LINE: bool>(&self, event: &'a [u8]) -> Option<(Str<'a>, &'a [u8], &[u8])> {
         if !self.valid {
             return None;
         }
@@ -66,6 +97,9 @@ impl Template {
                     }
                     let mut cursor = Cursor::starting(event, at);
                     let string = cursor.string()?;
+                    if LINE && has_line_end(string.raw()) {
+                        return None;
+                    }
                     at = cursor.at();
                     if *hole == Hole::Text {
                         text = Some(string);
@@ -80,9 +114,7 @@ impl Template {
                 }
             }
         }
-        (tail(event.get(at..)?) == self.constants.get(from..)?)
-            .then_some(text)
-            .flatten()
+        Some((text?, event.get(at..)?, self.constants.get(from..)?))
     }
 
     /// An event was read by the template.
@@ -134,8 +166,9 @@ impl Template {
             self.holes.push((length, hole));
             at = end;
         }
-        self.constants
-            .extend_from_slice(tail(event.get(at..).unwrap_or_default()));
+        let end = event.get(at..).unwrap_or_default();
+        self.constants.extend_from_slice(tail(end));
+        self.closed = end.last() == Some(&b'}');
         self.valid = read;
     }
 }
@@ -146,6 +179,32 @@ fn place(event: &[u8], text: &Range<usize>) -> Option<Range<usize>> {
     let end = start.checked_add(text.len())?;
     let quoted = event.get(start.checked_sub(1)?) == Some(&b'"') && event.get(end) == Some(&b'"');
     quoted.then_some(start..end)
+}
+
+/// Without leaving early: texts are short, and so many bytes are looked at in one step.
+#[inline]
+fn has_line_end(text: &[u8]) -> bool {
+    text.iter()
+        .fold(false, |found, b| found | matches!(b, b'\n' | b'\r'))
+}
+
+/// What follows `data:` in a server-sent event that has one line of data and perhaps a name before it.
+#[inline]
+fn data_line(bytes: &[u8]) -> Option<&[u8]> {
+    /// Longest line with a name, in bytes.
+    const LONG: usize = 128;
+    let line = match bytes.strip_prefix(b"event:") {
+        None => bytes,
+        Some(named) => {
+            let (line, rest) = named.split_at(memchr2(b'\n', b'\r', named.get(..LONG).unwrap_or(named))?);
+            if line.strip_prefix(b" ").unwrap_or(line) == b"error" {
+                return None;
+            }
+            rest.strip_prefix(b"\n").or_else(|| rest.strip_prefix(b"\r\n"))?
+        }
+    };
+    let value = line.strip_prefix(b"data:")?;
+    Some(value.strip_prefix(b" ").unwrap_or(value))
 }
 
 /// The end of an event without the blanks that some put before the last brace as padding.

@@ -16,6 +16,12 @@ impl Text {
     #[inline]
     pub(super) fn push(&mut self, delta: Str<'_>, keep: usize) {
         if keep == 0 {
+            if let Some(plain) = delta.plain() {
+                if !plain.is_empty() {
+                    self.count(Piece::Plain(plain));
+                }
+                return;
+            }
             delta.pieces(|piece| self.count(piece));
         } else {
             delta.pieces(|piece| self.add(piece, keep));
