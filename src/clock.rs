@@ -6,6 +6,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::types::time::{Mono, Now, Wall};
 
+/// What the monotonic clock of the system begins with, in nanoseconds: forty days, so that what another process left
+/// behind has a place before it.
+const ORIGIN: u64 = 40 * 86_400 * 1_000_000_000;
+
 /// Where the time comes from. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Clock(Source);
@@ -23,7 +27,7 @@ struct Manual {
 }
 
 impl Clock {
-    /// The system's clocks; the monotonic one starts at one second so that "before the start" can be said.
+    /// The system's clocks; the monotonic one starts at [`ORIGIN`] so that "before the start" can be said.
     #[expect(clippy::disallowed_methods, reason = "this is the file that reads time")]
     pub fn system() -> Self {
         Self(Source::System {
@@ -59,7 +63,7 @@ impl Clock {
                 Mono::from_nanos(
                     u64::try_from(since.as_nanos())
                         .unwrap_or(u64::MAX)
-                        .saturating_add(1_000_000_000),
+                        .saturating_add(ORIGIN),
                 )
             }
             Source::Manual(m) => Mono::from_nanos(m.mono.load(Ordering::SeqCst)),

@@ -14,6 +14,7 @@ pub mod proxy;
 
 pub mod alert;
 pub mod control;
+pub mod store;
 
 pub mod config;
 

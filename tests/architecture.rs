@@ -30,9 +30,18 @@ const TABLE: &[(&str, &[&str])] = &[
         &["types", "clock", "tls", "dialect", "telemetry", "enforce"],
     ),
     ("alert", &["types", "clock", "tls", "telemetry"]),
+    ("store", &["types", "clock", "telemetry"]),
     (
         "control",
-        &["types", "clock", "incident", "telemetry", "enforce", "alert"],
+        &[
+            "types",
+            "clock",
+            "incident",
+            "telemetry",
+            "enforce",
+            "alert",
+            "store",
+        ],
     ),
     (
         "config",
@@ -46,6 +55,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "enforce",
             "proxy",
             "alert",
+            "store",
             "control",
         ],
     ),
@@ -58,6 +68,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "telemetry",
             "enforce",
             "alert",
+            "store",
             "control",
             "config",
         ],
@@ -74,6 +85,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "enforce",
             "proxy",
             "alert",
+            "store",
             "control",
             "config",
             "admin",
@@ -91,6 +103,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "enforce",
             "proxy",
             "alert",
+            "store",
             "control",
             "config",
             "admin",
@@ -102,7 +115,11 @@ const TABLE: &[(&str, &[&str])] = &[
 /// Edges that are open for some names only: user, used, and what of it may be named.
 const NARROW: &[(&str, &str, &[&str])] = &[
     ("enforce", "dialect", &["models", "price", "table"]),
-    ("admin", "incident", &["record"]),
+    (
+        "admin",
+        "incident",
+        &["input", "postmortem", "record", "rule", "silence"],
+    ),
     ("admin", "alert", &["TargetStatus"]),
 ];
 
@@ -742,7 +759,7 @@ mod tests {
             (
                 "admin/view.rs",
                 "use crate::incident::engine::Engine;",
-                "may name only record of incident",
+                "may name only input, postmortem, record, rule, silence of incident",
             ),
             (
                 "admin/view.rs",

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Everything that is checked before a change is merged, from a clean clone: form, lints, tests, recorded traffic,
-# official clients, fuzzing for a bounded time, documentation, the demo. One line for each stage; exits with 1 when
-# anything failed.
+# official clients, real receivers of alerts, fuzzing for a bounded time, documentation, the demo. One line for each
+# stage; exits with 1 when anything failed.
 #
-#   tests/run.sh [STAGE…]    only these stages: format lint test corpus doctest clients fuzz doc demo
+#   tests/run.sh [STAGE…]    only these stages: format lint test corpus doctest alerts clients fuzz doc demo
 #
 # FUSEBOX_CORPUS        recorded traffic (default ../shared/corpus); the stage says so when there is none
 # FUSEBOX_FUZZ_SECONDS  how long each fuzz target runs (default 10)
@@ -18,10 +18,15 @@ need=()
 command -v cc >/dev/null || need+=(build-essential)
 command -v curl >/dev/null || need+=(curl)
 python3 -c 'import ensurepip, venv' 2>/dev/null || need+=(python3 python3-venv)
+command -v prometheus-alertmanager >/dev/null || need+=(prometheus-alertmanager)
 command -v npm >/dev/null || need+=(nodejs npm)
 if [ ${#need[@]} -gt 0 ] && command -v apt-get >/dev/null; then
   echo "installing ${need[*]}"
   root apt-get -qq update && root apt-get -qq install -y --no-install-recommends "${need[@]}" >/dev/null || exit 1
+  # The tests start one of their own, on a free port.
+  if [[ " ${need[*]} " == *" prometheus-alertmanager "* ]] && [ -d /run/systemd/system ]; then
+    root systemctl --quiet disable --now prometheus-alertmanager
+  fi
 fi
 command -v cargo >/dev/null || { echo "cargo is missing: install Rust from https://rustup.rs" >&2; exit 1; }
 
@@ -71,6 +76,7 @@ export FUSEBOX_FUZZ_SECONDS=0
 stage test cargo test --locked --no-fail-fast --lib --bins --tests -- --skip corpus::
 stage corpus cargo test --locked --test it corpus:: -- --nocapture
 stage doctest cargo test --locked --doc
+stage alerts sh -c 'cargo build --locked --quiet && python3 tests/alerts/run.py'
 stage clients sh -c 'cargo build --locked --quiet && python3 tests/clients/run.py'
 export FUSEBOX_FUZZ_SECONDS=$fuzz_seconds
 stage fuzz cargo test --locked --test fuzz -- --nocapture

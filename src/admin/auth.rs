@@ -2,15 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use http::StatusCode;
 use http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, ORIGIN};
 use http::request::Parts;
 use http::uri::Authority;
+use http::{Method, StatusCode};
 
 use super::error::Problem;
-use crate::config::AdminWiring;
+use crate::config::{AdminToken, AdminWiring, Role, TokenDigest};
 use crate::enforce::policy::Bind;
-use crate::types::secret::Secret;
 
 /// Paths that a probe asks for: no token, since they tell nothing that is secret.
 const PROBES: [&str; 3] = ["/livez", "/readyz", "/healthz"];
@@ -28,7 +27,7 @@ pub(super) enum Via {
 /// Decides on every request before it is routed.
 #[derive(Debug)]
 pub(super) struct Gate {
-    token: Option<Secret>,
+    tokens: Vec<AdminToken>,
     open_metrics: bool,
     bound: Option<IpAddr>,
     names: Vec<String>,
@@ -37,7 +36,7 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) fn new(wiring: &AdminWiring) -> Self {
         Self {
-            token: wiring.token.clone(),
+            tokens: wiring.all_tokens(),
             open_metrics: wiring.open_metrics,
             bound: match &wiring.bind {
                 Bind::Tcp(address) => Some(address.ip().to_canonical()),
@@ -106,9 +105,9 @@ impl Gate {
     }
 
     fn check_token(&self, request: &Parts) -> Result<(), Problem> {
-        let Some(token) = &self.token else {
+        if self.tokens.is_empty() {
             return Ok(());
-        };
+        }
         let path = request.uri.path();
         if PROBES.contains(&path) || (self.open_metrics && path == METRICS) {
             return Ok(());
@@ -122,15 +121,25 @@ impl Gate {
         let bearer = given
             .split_once(' ')
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, token)| Secret::new(token.trim()));
-        // Secrets compare in constant time.
-        if bearer.is_some_and(|b| b == *token) {
-            Ok(())
-        } else {
-            Err(Problem::unauthorized(
+            .map(|(_, token)| TokenDigest::of(token.trim()));
+        // Every one is looked at, so that the time taken tells nothing.
+        let role = self.tokens.iter().fold(None, |found, token| {
+            let same = bearer.as_ref() == Some(&token.digest);
+            if same { Some(token.role) } else { found }
+        });
+        match role {
+            Some(Role::Operator) => Ok(()),
+            Some(Role::Viewer) if matches!(request.method, Method::GET | Method::HEAD) => Ok(()),
+            Some(Role::Viewer) => Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "not_an_operator",
+                "this token allows to look, not to act",
+                "use a token whose role is operator",
+            )),
+            None => Err(Problem::unauthorized(
                 "this is not the admin token",
                 "Bearer realm=\"fusebox\", error=\"invalid_token\"",
-            ))
+            )),
         }
     }
 }
@@ -215,13 +224,47 @@ mod tests {
     use http::Request;
 
     use super::*;
+    use crate::types::secret::Secret;
+
+    #[test]
+    fn viewers_look_and_operators_act() {
+        let mut gate = gate(Some("root"));
+        gate.tokens.extend(
+            [("see", Role::Viewer), ("do", Role::Operator)].map(|(token, role)| AdminToken {
+                name: token.to_owned(),
+                role,
+                digest: TokenDigest::of(token),
+            }),
+        );
+        for (token, method, want) in [
+            ("root", Method::POST, "ok"),
+            ("do", Method::POST, "ok"),
+            ("see", Method::GET, "ok"),
+            ("see", Method::HEAD, "ok"),
+            ("see", Method::POST, "not_an_operator"),
+            ("see", Method::DELETE, "not_an_operator"),
+            ("other", Method::GET, "unauthorized"),
+        ] {
+            let bearer = format!("Bearer {token}");
+            let mut parts = parts("/agents", &[("host", "localhost"), ("authorization", &bearer)]);
+            parts.method = method;
+            assert_eq!(
+                code(gate.check(&parts, Via::Tcp(None))),
+                want,
+                "{token} {}",
+                parts.method
+            );
+        }
+    }
 
     fn gate(token: Option<&str>) -> Gate {
         Gate::new(&AdminWiring {
             bind: Bind::Tcp("10.1.2.3:4311".parse().unwrap()),
             token: token.map(Secret::new),
+            tokens: Vec::new(),
             allowed_hosts: vec!["Fusebox.ops.example".to_owned(), "proxy.example:8443".to_owned()],
             open_metrics: true,
+            external_url: None,
         })
     }
 

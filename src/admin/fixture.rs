@@ -3,6 +3,7 @@
 use crate::alert::TargetStatus;
 use crate::control::handle::{AgentView, Ask, ReloadReport, RuleLine, StatusView, UpstreamView};
 use crate::enforce::slots::TotalsView;
+use crate::incident::input::{Acted, NotActed, OperatorAct};
 use crate::incident::record::{AgentStatus, IncidentRecord, IncidentState, RuleStatus, TimelineEntry};
 use crate::types::directive::{Directive, Order, Subject};
 use crate::types::notice::Severity;
@@ -17,7 +18,12 @@ pub(super) fn answer(ask: Ask, incidents: &mut [IncidentRecord]) {
         Ask::Rules(to) => drop(to.send(vec![rule()])),
         Ask::Agents(to) => drop(to.send(agents())),
         Ask::Status(to) => drop(to.send(status())),
-        Ask::Resolve(id, by, to) => {
+        Ask::Look(_) | Ask::Target(..) => {}
+        Ask::Operate {
+            act: OperatorAct::Resolve { incident: id, by },
+            to,
+            ..
+        } => {
             let open = incidents
                 .iter_mut()
                 .find(|i| i.id == id && i.state != IncidentState::Resolved);
@@ -30,7 +36,15 @@ pub(super) fn answer(ask: Ask, incidents: &mut [IncidentRecord]) {
                     detail: by,
                 });
             }
-            to.send(was_open).ok();
+            let over = NotActed::Over {
+                what: "incident",
+                id: id.to_string(),
+                state: "resolved",
+            };
+            to.send(if was_open { Ok(Acted::Done) } else { Err(over) }).ok();
+        }
+        Ask::Operate { to, .. } => {
+            to.send(Ok(Acted::Done)).ok();
         }
     }
 }
@@ -70,8 +84,7 @@ pub(super) fn incident(id: &str, state: IncidentState) -> IncidentRecord {
         action: "throttle_and_alert".into(),
         directives: vec![directive()],
         opened: AT,
-        resolved: None,
-        timeline: Vec::new(),
+        ..IncidentRecord::sample()
     }
 }
 
@@ -109,6 +122,7 @@ fn agents() -> Vec<AgentView> {
                 incidents: vec!["inc-1".into()],
                 directives: vec![directive()],
                 version: None,
+                versions: Vec::new(),
             }),
         })
         .to_vec()
@@ -163,6 +177,8 @@ pub(super) fn status() -> StatusView {
             dropped: 4,
             last_error: Some("hooks.example answered 503".to_owned()),
             last_delivered: Some(AT),
+            disabled: None,
+            dead_letters: Vec::new(),
         }],
         rules: vec![RuleLine {
             name: "output_quality_drop".to_owned(),

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use super::error::Problem;
 use super::view;
 use crate::control::handle::{AgentView, Handle, Unavailable};
+use crate::incident::input::OperatorAct;
 use crate::incident::record::{IncidentRecord, IncidentState, RuleStatus};
 use crate::types::ids::IncidentId;
 
@@ -123,9 +124,13 @@ pub(super) async fn rules(State(handle): State<Handle>) -> Answer<Vec<RuleStatus
 pub(super) async fn resolve(State(handle): State<Handle>, id: Id, order: Order) -> Answer<IncidentRecord> {
     let id = path(id)?;
     let by = order.by()?;
-    let was_open = in_time(handle.resolve(IncidentId::from(id.as_str()), by)).await?;
+    let act = OperatorAct::Resolve {
+        incident: IncidentId::from(id.as_str()),
+        by,
+    };
+    let acted = in_time(handle.operate(act, "api")).await?;
     let incident = find(&handle, &id).await?;
-    if was_open {
+    if acted.is_ok() {
         return Ok(Json(incident));
     }
     Err(Problem::new(

@@ -122,7 +122,7 @@ impl AdminListener {
     pub async fn bind(wiring: &AdminWiring) -> io::Result<(Self, Option<SocketAddr>)> {
         match &wiring.bind {
             Bind::Tcp(address) => {
-                if wiring.token.is_none() && !address.ip().to_canonical().is_loopback() {
+                if wiring.all_tokens().is_empty() && !address.ip().to_canonical().is_loopback() {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidInput,
                         format!(

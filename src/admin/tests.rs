@@ -58,8 +58,10 @@ fn wiring(bind: Bind) -> AdminWiring {
     AdminWiring {
         bind,
         token: None,
+        tokens: Vec::new(),
         allowed_hosts: vec!["fusebox.example".to_owned()],
         open_metrics: false,
+        external_url: None,
     }
 }
 

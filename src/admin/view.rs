@@ -209,6 +209,9 @@ fn write_alerts(out: &mut String, status: &StatusView) -> fmt::Result {
         if let Some(error) = &a.last_error {
             write!(out, " · last error: {}", clean(error))?;
         }
+        if a.disabled.is_some() {
+            write!(out, " · stopped: it said that it is gone")?;
+        }
         out.push('\n');
     }
     Ok(())
@@ -276,6 +279,19 @@ impl Display for Ordered<'_> {
             Order::CapConcurrency { max_in_flight } => write!(f, " {max_in_flight} in flight")?,
             Order::DowngradeModel { to: Some(model) } => write!(f, " to {}", clean(model))?,
             Order::DowngradeModel { to: None } => f.write_str(" by the model table")?,
+            Order::ReduceBatch { max_inputs, .. } => write!(f, " {max_inputs} inputs")?,
+            Order::CapOutput { max_tokens, .. } => write!(f, " {} tokens", Count(u64::from(*max_tokens)))?,
+            Order::Reroute { to, share_percent } => {
+                write!(f, " {share_percent} % to {}", clean(to.as_str()))?
+            }
+            Order::ExtendTimeouts { percent } => write!(f, " {percent} %")?,
+            Order::SetParameters { set } => {
+                for name in set.keys() {
+                    write!(f, " {}", clean(name))?;
+                }
+            }
+            Order::RestoreVersion { version } => write!(f, " to {}", clean(version.as_str()))?,
+            Order::Contain { .. } => {}
         }
         write!(f, " until {}", self.0.expires)
     }

@@ -1,6 +1,6 @@
-//! One target: its queue, its memory of what it was told, and the task that delivers.
+//! One target: the task that delivers what waits for it.
 
-use std::collections::{HashSet, VecDeque};
+use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,17 +10,17 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::queue::{TargetStatus, kind};
-use super::webhook::{Endpoint, Link, Outcome, link};
+use super::delivery::{DeadLetter, Delivery, Fate, Settled, SettledHook};
+use super::destination::Guard;
+use super::endpoint::{Endpoint, Link, Outcome, link};
+use super::queue::TargetStatus;
+use super::waiting::{Next, State, Waiting};
 use super::{Target, payload};
 use crate::clock::Clock;
 use crate::telemetry::metrics::Metrics;
-use crate::types::ids::IncidentId;
-use crate::types::notice::{Notice, NoticeEvent};
-use crate::types::time::{Mono, Wall};
+use crate::types::notice::Notice;
+use crate::types::time::Now;
 
-/// Notices and incidents that a target remembers, so that none is told twice and every end is told.
-const REMEMBERED: usize = 1024;
 /// Longest pause between attempts while a drain waits.
 const HURRIED: Duration = Duration::from_millis(500);
 
@@ -40,7 +40,34 @@ impl Default for Pace {
         Self {
             base: Duration::from_secs(2),
             cap: Duration::from_secs(120),
-            room: 256,
+            room: 4096,
+        }
+    }
+}
+
+/// What lanes share.
+#[derive(Debug, Clone)]
+pub(super) struct Means {
+    pub(super) clock: Clock,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) pace: Pace,
+    pub(super) hook: Hook,
+}
+
+/// Whoever wants to hear what became of deliveries.
+#[derive(Clone)]
+pub(super) struct Hook(pub(super) Option<SettledHook>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Hook" } else { "none" })
+    }
+}
+
+impl Hook {
+    pub(super) fn tell(&self, settled: &[Settled]) {
+        if let Some(hook) = &self.0 {
+            settled.iter().for_each(|s| hook(s));
         }
     }
 }
@@ -49,10 +76,8 @@ impl Default for Pace {
 #[derive(Debug)]
 pub(super) struct Lane {
     name: String,
-    kind: &'static str,
-    clock: Clock,
-    metrics: Arc<Metrics>,
-    pace: Pace,
+    guard: Guard,
+    means: Means,
     state: Mutex<State>,
     /// Something waits.
     bell: Notify,
@@ -63,60 +88,19 @@ pub(super) struct Lane {
     stop: CancellationToken,
 }
 
-#[derive(Debug)]
-struct State {
-    target: Arc<Target>,
-    queue: VecDeque<Waiting>,
-    in_flight: bool,
-    hurry: bool,
-    told: Memory<String>,
-    open: Memory<IncidentId>,
-    delivered: u64,
-    failed_attempts: u64,
-    dropped: u64,
-    last_error: Option<String>,
-    last_delivered: Option<Wall>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    notice: Arc<Notice>,
-    since: Mono,
-    attempts: u32,
-}
-
-/// The last so many of something.
-#[derive(Debug)]
-struct Memory<T> {
-    order: VecDeque<T>,
-    known: HashSet<T>,
-}
-
 impl Lane {
-    pub(super) fn new(target: Target, clock: Clock, metrics: Arc<Metrics>, pace: Pace) -> Self {
-        let last_error = Endpoint::new(&target).err();
-        if let Some(why) = &last_error {
-            tracing::error!(target = %target.name, error = %why, "alert target cannot be used");
+    pub(super) fn new(target: Target, guard: Guard, means: Means) -> Self {
+        let name = target.name.clone();
+        let mut state = State::new(target, means.pace.room);
+        state.last_error = Endpoint::new(&state.target).err();
+        if let Some(why) = &state.last_error {
+            tracing::error!(target = %name, error = %why, "alert target cannot be used");
         }
         Self {
-            name: target.name.clone(),
-            kind: kind(&target),
-            clock,
-            metrics,
-            pace,
-            state: Mutex::new(State {
-                target: Arc::new(target),
-                queue: VecDeque::new(),
-                in_flight: false,
-                hurry: false,
-                told: Memory::default(),
-                open: Memory::default(),
-                delivered: 0,
-                failed_attempts: 0,
-                dropped: 0,
-                last_error,
-                last_delivered: None,
-            }),
+            name,
+            guard,
+            means,
+            state: Mutex::new(state),
             bell: Notify::new(),
             resume: Notify::new(),
             empty: Notify::new(),
@@ -128,34 +112,25 @@ impl Lane {
         &self.name
     }
 
-    pub(super) fn kind(&self) -> &'static str {
-        self.kind
+    pub(super) fn guard(&self) -> Guard {
+        self.guard
     }
 
-    /// Takes the notice, if this target wants it and has not got it yet.
-    pub(super) fn offer(&self, notice: &Arc<Notice>, now: Mono) {
-        let mut state = self.state();
-        if !state.wants(notice, &self.name) {
-            return;
-        }
-        let lost = state.make_room(notice, self.pace.room);
-        let took = state.queue.len() + usize::from(state.in_flight) < self.pace.room;
-        if took {
-            state.queue.push_back(Waiting {
-                notice: Arc::clone(notice),
-                since: now,
-                attempts: 0,
-            });
-        }
-        if lost || !took {
-            state.dropped += 1;
-            state.last_error = Some("no room: too many notices wait".to_owned());
-        }
-        drop(state);
-        if lost || !took {
-            self.metrics.notice(&self.name, "dropped");
-            tracing::error!(target = %self.name, "an alert was dropped: too many wait for this target");
-        }
+    /// Whether the notice is for this target.
+    pub(super) fn wants(&self, notice: &Notice) -> bool {
+        self.state().wants(notice)
+    }
+
+    /// Takes charge of a delivery, unless it was taken before.
+    pub(super) fn take(&self, delivery: Delivery, now: Now) {
+        let settled = self.state().take(delivery, now).unwrap_or_default();
+        self.announce(&settled);
+        self.bell.notify_one();
+    }
+
+    /// Learns what is open without telling anybody.
+    pub(super) fn resume(&self, notice: &Arc<Notice>, now: Now) {
+        self.state().resume(notice, now.mono);
         self.bell.notify_one();
     }
 
@@ -168,23 +143,42 @@ impl Lane {
             if *state.target == target && target.ca_files.is_empty() {
                 return;
             }
-            state.target = Arc::new(target);
+            state.retarget(target);
             state.last_error = problem;
         }
         self.resume.notify_one();
+        self.bell.notify_one();
+    }
+
+    /// Puts a dead letter of an earlier life where it can be seen and sent again.
+    pub(super) fn lay(&self, letter: DeadLetter) {
+        self.state().lay(letter);
+    }
+
+    /// Queues all dead letters again.
+    pub(super) fn revive(&self) -> Vec<Delivery> {
+        let revived = self.state().revive(self.means.clock.now());
+        self.resume.notify_one();
+        self.bell.notify_one();
+        revived
     }
 
     /// Short pauses from now on.
     pub(super) fn hurry(&self) {
         self.state().hurry = true;
         self.resume.notify_one();
+        self.bell.notify_one();
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.state().is_idle()
     }
 
     /// Waits until nothing waits and nothing is under way, or the lane was stopped.
     pub(super) async fn emptied(&self) {
         loop {
             let emptied = self.empty.notified();
-            if self.state().is_idle() || self.stop.is_cancelled() {
+            if self.is_idle() || self.stop.is_cancelled() {
                 return;
             }
             emptied.await;
@@ -196,18 +190,15 @@ impl Lane {
         self.empty.notify_waiters();
     }
 
+    /// Stops a lane whose target is no more: what waits is dead.
+    pub(super) fn abandon(&self, why: &str) {
+        self.stop();
+        let settled = self.state().abandon(why, self.means.clock.wall());
+        self.announce(&settled);
+    }
+
     pub(super) fn status(&self) -> TargetStatus {
-        let state = self.state();
-        TargetStatus {
-            name: self.name.clone(),
-            kind: self.kind.to_owned(),
-            queued: (state.queue.len() + usize::from(state.in_flight)) as u64,
-            delivered: state.delivered,
-            failed_attempts: state.failed_attempts,
-            dropped: state.dropped,
-            last_error: state.last_error.clone(),
-            last_delivered: state.last_delivered,
-        }
+        self.state().status()
     }
 
     /// Delivers until stopped.
@@ -225,127 +216,149 @@ impl Lane {
         // Failures in a row, of whichever notice: what they say is that the target is in trouble.
         let mut failures = 0;
         loop {
-            let Some((mut waiting, target)) = self.next() else {
-                self.bell.notified().await;
-                continue;
-            };
-            waiting.attempts += 1;
-            let outcome = self.attempt(&mut road, &target, &waiting.notice).await;
-            match outcome {
-                Outcome::Delivered => {
-                    failures = 0;
-                    self.settle_delivered();
+            let now = self.means.clock.now();
+            let next = self.state().next(now.mono);
+            match next {
+                Next::Send(batch, target) => {
+                    if let Some((pause, asked)) = self.send(&mut road, batch, &target, &mut failures).await {
+                        self.pause(pause, asked).await;
+                    }
                 }
-                Outcome::Refused { why } => {
-                    failures = 0;
-                    self.settle_dropped(&waiting, why);
+                Next::Remind(target) => self.remind(&mut road, &target).await,
+                Next::Later(at) => {
+                    timeout(at.since(now.mono), self.bell.notified()).await.ok();
                 }
-                Outcome::Again { why, after } => {
-                    let pause = self
-                        .backoff(&waiting.notice.id, failures)
-                        .max(after.unwrap_or_default());
-                    failures += 1;
-                    self.settle_failed(waiting, &target, why, pause);
-                    self.pause(pause, after).await;
-                }
+                Next::Nothing => self.bell.notified().await,
             }
         }
     }
 
-    async fn attempt(&self, road: &mut Option<Road>, target: &Arc<Target>, notice: &Notice) -> Outcome {
+    /// Sends one message; when the target is in trouble, how long to leave it alone, and what it asked for itself.
+    async fn send(
+        &self,
+        road: &mut Option<Road>,
+        batch: Vec<Waiting>,
+        target: &Arc<Target>,
+        failures: &mut u32,
+    ) -> Option<(Duration, Option<Duration>)> {
+        let id = batch.first().map(|w| w.delivery.id.clone()).unwrap_or_default();
+        let outcome = self.attempt(road, target, &batch).await;
+        let now = self.means.clock.now();
+        let (settled, pause) = match outcome {
+            Outcome::Delivered { partly } => {
+                *failures = 0;
+                (self.state().delivered(batch, partly, now.wall), None)
+            }
+            Outcome::Refused { why, gone } => {
+                *failures = 0;
+                (self.state().refused(batch, &why, gone, now.wall), None)
+            }
+            Outcome::Again { why, after } => {
+                let pause = self.backoff(&id, *failures).max(after.unwrap_or_default());
+                *failures = failures.saturating_add(1);
+                (self.state().failed(batch, &why, pause, now), Some((pause, after)))
+            }
+        };
+        self.announce(&settled);
+        if self.is_idle() {
+            self.empty.notify_waiters();
+        }
+        pause
+    }
+
+    async fn attempt(&self, road: &mut Option<Road>, target: &Arc<Target>, batch: &[Waiting]) -> Outcome {
+        let notices: Vec<&Arc<Notice>> = batch.iter().map(|w| &w.delivery.notice).collect();
+        let body = match (notices.as_slice(), &target.group) {
+            ([], _) => return Outcome::Delivered { partly: None },
+            ([one], _) => {
+                let now = self.means.clock.now();
+                let known = self.state().refresh.as_mut().map(|r| r.learn(one, now.mono));
+                match known {
+                    Some(known) => payload::reminder(&target.kind, &[known], now.wall),
+                    None => payload::body(&target.kind, one),
+                }
+            }
+            (many, group) => payload::body(&target.kind, &payload::storm(many, group.map_or(20, |g| g.list))),
+        };
+        // Receivers tell repetitions by the notice's own id.
+        let id = notices.first().map(|n| n.id.as_str()).unwrap_or_default();
+        self.post(road, target, id, body).await
+    }
+
+    async fn post(
+        &self,
+        road: &mut Option<Road>,
+        target: &Arc<Target>,
+        id: &str,
+        body: serde_json::Result<Vec<u8>>,
+    ) -> Outcome {
         if road.as_ref().is_none_or(|r| !Arc::ptr_eq(&r.target, target)) {
             *road = None;
-            match Road::make(target).await {
+            match Road::make(target, self.guard).await {
                 Ok(made) => *road = Some(made),
                 Err(outcome) => return outcome,
             }
         }
-        let Some(road) = road else {
-            return Outcome::Refused {
-                why: "cannot be used".to_owned(),
-            };
-        };
-        match payload::body(&target.kind, notice) {
-            Ok(body) => {
+        match (road, body) {
+            (Some(road), Ok(body)) => {
                 road.endpoint
-                    .post(&road.link, &notice.id, self.clock.wall(), Bytes::from(body))
+                    .post(&road.link, id, self.means.clock.wall(), Bytes::from(body))
                     .await
             }
-            Err(e) => Outcome::Refused { why: e.to_string() },
+            (None, _) => Outcome::refused("cannot be used"),
+            (_, Err(e)) => Outcome::refused(e.to_string()),
         }
     }
 
-    /// The notice to try now: of those tried least often the oldest, but never one before an older one of the same
-    /// incident. So a notice that the target chokes on holds up nobody else's.
-    fn next(&self) -> Option<(Waiting, Arc<Target>)> {
-        let mut state = self.state();
-        let mut seen = HashSet::new();
-        let at = state
-            .queue
-            .iter()
-            .enumerate()
-            .filter(|(_, w)| seen.insert(&w.notice.incident))
-            .min_by_key(|(_, w)| w.attempts)
-            .map(|(at, _)| at)?;
-        let waiting = state.queue.remove(at)?;
-        state.in_flight = true;
-        Some((waiting, Arc::clone(&state.target)))
-    }
-
-    fn settle_delivered(&self) {
-        let mut state = self.state();
-        state.in_flight = false;
-        state.delivered += 1;
-        state.last_delivered = Some(self.clock.wall());
-        let idle = state.is_idle();
-        drop(state);
-        self.metrics.notice(&self.name, "delivered");
-        self.tell_if(idle);
-    }
-
-    fn settle_dropped(&self, waiting: &Waiting, why: String) {
-        tracing::error!(target = %self.name, notice = %waiting.notice.id, error = %why, "an alert was refused");
-        let mut state = self.state();
-        state.in_flight = false;
-        state.failed_attempts += 1;
-        state.dropped += 1;
-        state.last_error = Some(why);
-        let idle = state.is_idle();
-        drop(state);
-        self.metrics.notice(&self.name, "dropped");
-        self.tell_if(idle);
-    }
-
-    fn settle_failed(&self, waiting: Waiting, target: &Target, why: String, pause: Duration) {
-        let id = waiting.notice.id.clone();
-        let age = self.clock.mono().since(waiting.since);
-        let too_old = age.saturating_add(pause) >= target.give_up_after;
-        if too_old {
-            tracing::error!(target = %self.name, notice = %id, error = %why, "an alert was given up");
-        } else {
-            tracing::warn!(target = %self.name, notice = %id, error = %why, "an alert will be tried again");
+    /// Tells the receiver again what is open. Nobody waits for this: a failure is told in the status and tried again.
+    async fn remind(&self, road: &mut Option<Road>, target: &Arc<Target>) {
+        let now = self.means.clock.now();
+        let known = match &mut self.state().refresh {
+            Some(refresh) => refresh.remind(now.mono),
+            None => return,
+        };
+        for some in known.chunks(payload::REMINDER_MAX) {
+            let body = payload::reminder(&target.kind, some, now.wall);
+            match self.post(road, target, "reminder", body).await {
+                Outcome::Delivered { partly: None } => {}
+                Outcome::Delivered { partly: Some(why) } | Outcome::Refused { why, .. } => {
+                    self.state().last_error = Some(why);
+                }
+                Outcome::Again { why, after } => {
+                    let soon = self.means.pace.base.max(after.unwrap_or_default());
+                    let mut state = self.state();
+                    state.last_error = Some(why);
+                    if let Some(refresh) = &mut state.refresh {
+                        refresh.again(now.mono, soon);
+                    }
+                    return;
+                }
+            }
         }
-        let mut state = self.state();
-        state.in_flight = false;
-        state.failed_attempts += 1;
-        state.last_error = Some(why);
-        if too_old {
-            state.dropped += 1;
-        } else {
-            // It had been the first of its incident, so the front is a right place.
-            state.queue.push_front(waiting);
-        }
-        let idle = state.is_idle();
-        drop(state);
-        self.metrics
-            .notice(&self.name, if too_old { "dropped" } else { "failed" });
-        self.tell_if(idle);
     }
 
-    fn tell_if(&self, idle: bool) {
-        if idle {
-            self.empty.notify_waiters();
+    /// Counts, logs and passes on what became of deliveries.
+    fn announce(&self, settled: &[Settled]) {
+        for s in settled {
+            let (target, delivery) = (&self.name, &s.id);
+            let result = match &s.fate {
+                Fate::Delivered => "delivered",
+                Fate::Failed { error, attempts, .. } => {
+                    tracing::warn!(%target, %delivery, attempts, %error, "an alert will be tried again");
+                    "failed"
+                }
+                Fate::Dead { why } => {
+                    tracing::error!(%target, %delivery, error = %why, "an alert was given up");
+                    "dropped"
+                }
+            };
+            let label = match self.guard {
+                Guard::Any if !self.name.starts_with("adhoc:") => self.name.as_str(),
+                _ => "adhoc",
+            };
+            self.means.metrics.notice(label, result);
         }
+        self.means.hook.tell(settled);
     }
 
     /// Waits `pause`: less when a drain is in a hurry (but as long as the receiver `asked`), and no longer when other
@@ -363,10 +376,11 @@ impl Lane {
     /// that many sidecars that failed at the same time do not come back at the same time.
     fn backoff(&self, id: &str, failures: u32) -> Duration {
         let ceiling = self
+            .means
             .pace
             .base
             .saturating_mul(2u32.saturating_pow(failures))
-            .min(self.pace.cap);
+            .min(self.means.pace.cap);
         let mut hasher = DefaultHasher::new();
         (id, failures).hash(&mut hasher);
         let share = (hasher.finish() % 1000) as u32;
@@ -386,11 +400,11 @@ struct Road {
 }
 
 impl Road {
-    async fn make(target: &Arc<Target>) -> Result<Self, Outcome> {
-        let endpoint = Endpoint::new(target).map_err(|why| Outcome::Refused { why })?;
+    async fn make(target: &Arc<Target>, guard: Guard) -> Result<Self, Outcome> {
+        let endpoint = Endpoint::new(target).map_err(Outcome::refused)?;
         // Reads the system's roots and the files: not on a thread that serves others. A missing file may come yet.
         let files = target.ca_files.clone();
-        let link = tokio::task::spawn_blocking(move || link(&files))
+        let link = tokio::task::spawn_blocking(move || link(&files, guard))
             .await
             .unwrap_or_else(|_| Err("TLS could not be prepared".to_owned()))
             .map_err(|why| Outcome::Again { why, after: None })?;
@@ -399,80 +413,5 @@ impl Road {
             endpoint,
             link,
         })
-    }
-}
-
-impl State {
-    fn is_idle(&self) -> bool {
-        self.queue.is_empty() && !self.in_flight
-    }
-
-    /// Whether the notice is for this target; remembers it if so.
-    fn wants(&mut self, notice: &Notice, name: &str) -> bool {
-        if !notice.targets.is_empty() && !notice.targets.iter().any(|t| t == name) {
-            return false;
-        }
-        let bad_enough = notice.severity >= self.target.min_severity;
-        let wanted = match notice.event {
-            NoticeEvent::Test => true,
-            // Who heard of the beginning hears of the end, whatever its severity is by then.
-            NoticeEvent::Resolved => self.open.forget(&notice.incident) || bad_enough,
-            NoticeEvent::Opened | NoticeEvent::Updated | NoticeEvent::Escalated => bad_enough,
-        };
-        if !wanted || !self.told.remember(notice.id.clone()) {
-            return false;
-        }
-        if !matches!(notice.event, NoticeEvent::Resolved | NoticeEvent::Test) {
-            self.open.remember(notice.incident.clone());
-        }
-        true
-    }
-
-    /// Makes room for `new` when there is none; `true` when a notice was lost for it.
-    fn make_room(&mut self, new: &Notice, room: usize) -> bool {
-        if self.queue.len() + usize::from(self.in_flight) < room {
-            return false;
-        }
-        let oldest = self
-            .queue
-            .iter()
-            .position(|w| w.notice.event != NoticeEvent::Resolved)
-            // Only ends wait. The bound is a bound, but an end gives way to nothing but another end.
-            .or_else(|| (new.event == NoticeEvent::Resolved && !self.queue.is_empty()).then_some(0));
-        oldest.and_then(|at| self.queue.remove(at)).is_some()
-    }
-}
-
-impl<T> Default for Memory<T> {
-    fn default() -> Self {
-        Self {
-            order: VecDeque::new(),
-            known: HashSet::new(),
-        }
-    }
-}
-
-impl<T: Clone + Eq + Hash> Memory<T> {
-    /// `false` when it was known.
-    fn remember(&mut self, item: T) -> bool {
-        if !self.known.insert(item.clone()) {
-            return false;
-        }
-        self.order.push_back(item);
-        if self.order.len() > REMEMBERED
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.known.remove(&oldest);
-        }
-        true
-    }
-
-    /// `true` when it was known.
-    fn forget(&mut self, item: &T) -> bool {
-        let known = self.known.remove(item);
-        if known {
-            self.order.retain(|i| i != item);
-        }
-        known
     }
 }

@@ -98,8 +98,10 @@ impl Reloader {
         compiled.wiring = self.current.wiring.clone();
         let upstreams = upstream_views(&policy);
         self.publisher.publish_policy(Arc::new(policy));
+        self.alerts.allow(compiled.destinations.clone());
         self.alerts.replace(compiled.targets.clone());
         let rules = Arc::clone(&compiled.rulebook);
+        let destinations = compiled.destinations.clone();
         self.current = compiled;
         for setting in &needs_restart {
             tracing::warn!(setting, "changed, but needs a restart; the old value stays");
@@ -116,6 +118,7 @@ impl Reloader {
             report,
             rules: Some(rules),
             upstreams: Some(upstreams),
+            destinations: Some(destinations),
         }
     }
 
@@ -134,6 +137,7 @@ impl Reloader {
             report,
             rules: None,
             upstreams: None,
+            destinations: None,
         }
     }
 }

@@ -13,22 +13,29 @@ use tokio_util::sync::CancellationToken;
 use super::reload::{self, Reloader};
 use super::{Source, files, watch};
 use crate::admin::{self, AdminListener};
-use crate::alert::Alerts;
+use crate::alert::{Alerts, Options};
 use crate::clock::Clock;
 use crate::config::{Compiled, ObservationSink, Wiring};
+use crate::control::deliveries::Deliveries;
 use crate::control::driver::{self, About, Gauges, Inbox, Parts};
+use crate::control::events::Events;
 use crate::control::handle::Handle;
 use crate::control::journal::Journal;
+use crate::control::links::Links;
 use crate::control::outbox::Outbox;
+use crate::control::resume::resume;
 use crate::enforce::chains::Chains;
 use crate::enforce::policy::Bind;
 use crate::enforce::slots::Slots;
 use crate::enforce::snapshot::Publisher;
+use crate::enforce::versions::Versions;
 use crate::incident::engine::Engine;
 use crate::proxy::{
     Certificate, Drain, Listening, RequestIds, Shared, TlsClients, Unwilling, bind, run_worker,
 };
+use crate::store::Ledger;
 use crate::telemetry::metrics::Metrics;
+use crate::types::secret::Secret;
 
 /// How long queued alerts may take at the end.
 const LAST_ALERTS: Duration = Duration::from_secs(5);
@@ -47,6 +54,7 @@ pub struct Running {
     workers: Workers,
     driver: JoinHandle<()>,
     alerts: Alerts,
+    ledger: Option<Ledger>,
     stop: CancellationToken,
     admin_task: JoinHandle<()>,
 }
@@ -91,13 +99,36 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
 
     let metrics = Arc::new(Metrics::new(wiring.max_label_sets));
     metrics.started(clock.wall());
+    let ledger = open_ledger(wiring, &clock, &metrics).await?;
     let slots = Arc::new(Slots::new(wiring.max_agents));
     let max_connections = wiring.max_connections;
     files::make_room(max_connections);
     let upstreams = reload::upstream_views(&policy);
     let (publisher, reader) = Publisher::new(Arc::new(policy));
     let publisher = Arc::new(publisher);
-    let alerts = Alerts::start(compiled.targets.clone(), clock.clone(), Arc::clone(&metrics));
+    let mut engine = Engine::new(Arc::clone(&compiled.rulebook), wiring.bounds);
+    let deliveries = ledger.clone().map(Deliveries::new);
+    let alerts = Alerts::start(
+        compiled.targets.clone(),
+        Options {
+            clock: clock.clone(),
+            metrics: Arc::clone(&metrics),
+            settled: deliveries.as_ref().map(Deliveries::hook),
+            destinations: compiled.destinations.clone(),
+        },
+    );
+    let mut memory = None;
+    if let Some((ledger, deliveries)) = ledger.clone().zip(deliveries) {
+        let (went_on, undelivered) =
+            resume(&mut engine, ledger, deliveries, &publisher, &clock, fresh_key).await?;
+        undelivered.tell(&alerts);
+        memory = Some(went_on);
+    }
+    let link_key = memory
+        .as_ref()
+        .map_or_else(|| Secret::new(fresh_key()), |m| m.link_key.clone());
+    let links = Links::new(wiring.admin.external_url.as_deref(), link_key);
+    let events = Events::new();
     let drain = Drain::default();
     let (tell, told) = mpsc::channel(wiring.observation_queue);
     let (outbox, dropped) = Outbox::new(tell, Arc::clone(&metrics));
@@ -117,6 +148,7 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
         connections: Arc::new(Semaphore::new(max_connections)),
         waiting: Arc::new(AtomicUsize::new(0)),
         chains: Chains::default(),
+        versions: Arc::new(Versions::new(wiring.max_agents)),
         unwilling: Unwilling::default(),
         request_ids: RequestIds::new(),
     });
@@ -125,17 +157,25 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
         reloads,
         metrics: Arc::clone(&metrics),
         ready: Arc::clone(&ready),
+        events: events.clone(),
+        links: links.clone(),
+        ledger: ledger.clone(),
+        alerts: Some(alerts.clone()),
     };
     let listeners = bound.addresses.clone();
 
     let parts = Parts {
         clock: clock.clone(),
-        engine: Engine::new(Arc::clone(&compiled.rulebook), wiring.bounds),
+        engine,
         publisher: Arc::clone(&publisher),
         alerts: alerts.clone(),
         metrics,
         slots,
         journal,
+        memory,
+        links,
+        destinations: compiled.destinations.clone(),
+        events,
         about: About {
             listeners: listeners.clone(),
             upstreams,
@@ -194,6 +234,7 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
         workers,
         driver,
         alerts,
+        ledger,
         stop,
         admin_task,
     })
@@ -232,6 +273,13 @@ impl Running {
         let patience = if hurried { Duration::ZERO } else { LAST_ALERTS };
         if !self.alerts.drain(patience).await {
             tracing::warn!("some alerts could not be delivered before the end");
+        }
+        if let Some(ledger) = self.ledger {
+            // Its drop would block the runtime for as long.
+            let closed = tokio::task::spawn_blocking(move || ledger.close()).await;
+            if let Ok(Err(error)) = closed {
+                tracing::error!(%error, "the ledger was left");
+            }
         }
         self.stop.cancel();
         if !hurried {
@@ -336,6 +384,47 @@ fn open_journal(wiring: &Wiring) -> Result<Option<Journal>, String> {
         Some(ObservationSink::File(path)) => Journal::to_file(path)
             .map(Some)
             .map_err(|e| format!("cannot write observations to {}: {e}", path.display())),
+    }
+}
+
+/// Opens the ledger, where there is to be one. That it cannot be written is no reason not to serve.
+async fn open_ledger(
+    wiring: &Wiring,
+    clock: &Clock,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Ledger>, String> {
+    let Some(options) = wiring.ledger.clone() else {
+        tracing::info!(
+            "no ledger is configured: incidents and leases are in memory only and end with the process"
+        );
+        return Ok(None);
+    };
+    let (clock, metrics) = (clock.clone(), Arc::clone(metrics));
+    let path = options.path.display().to_string();
+    let opened = tokio::task::spawn_blocking(move || Ledger::open(options, clock, metrics)).await;
+    let (ledger, opened) = opened
+        .map_err(|e| format!("cannot open the ledger: {e}"))?
+        .map_err(|e| e.to_string())?;
+    tracing::info!(
+        path,
+        fresh = opened.fresh,
+        migrated_from = opened.migrated_from,
+        set_aside = opened.set_aside.map(|p| p.display().to_string()),
+        "ledger opened"
+    );
+    Ok(Some(ledger))
+}
+
+/// A key that nobody can guess.
+fn fresh_key() -> String {
+    let mut bytes = [0_u8; 32];
+    match rustls::crypto::ring::default_provider()
+        .secure_random
+        .fill(&mut bytes)
+    {
+        Ok(()) => bytes.iter().map(|b| format!("{b:02x}")).collect(),
+        // Without random numbers no link is genuine, which is better than one that can be guessed.
+        Err(_) => String::new(),
     }
 }
 

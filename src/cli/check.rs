@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{OK, UNUSABLE, print_bytes, say};
 use crate::config::{self, Compiled, ObservationSink, Overrides, Problems};
-use crate::incident::rule::{Baseline, Metric, Rule, StepKind};
+use crate::incident::rule::{Baseline, Metric, Rule};
 
 /// Arguments of `fusebox check`.
 #[derive(Debug, clap::Args)]
@@ -62,10 +62,10 @@ fn summary(name: &str, c: &Compiled) -> String {
             format!("{}{scheme}{agent}", config::show_bind(&l.bind)),
         );
     }
-    let token = if c.wiring.admin.token.is_some() {
-        " (token)"
-    } else {
-        ""
+    let token = match c.wiring.admin.all_tokens().len() {
+        0 => String::new(),
+        1 => " (token)".to_owned(),
+        n => format!(" ({n} tokens)"),
     };
     line(
         "admin",
@@ -102,6 +102,13 @@ fn summary(name: &str, c: &Compiled) -> String {
             },
         );
     }
+    line(
+        "ledger",
+        match &c.wiring.ledger {
+            None => "none: state is in memory only".to_owned(),
+            Some(ledger) => ledger.path.display().to_string(),
+        },
+    );
     for t in &c.targets {
         line(
             "alert",
@@ -118,15 +125,18 @@ fn summary(name: &str, c: &Compiled) -> String {
         let off = if r.enabled { "" } else { " (off)" };
         line("rule", format!("{}{off}", r.name));
         line("", config::show_rule(r));
-        for note in notes(r, c) {
+        for note in notes(r) {
             line("", note);
         }
+    }
+    for note in config::notes(c) {
+        line("note", note);
     }
     out
 }
 
 /// What of a rule this version does not do yet.
-fn notes(rule: &Rule, c: &Compiled) -> Vec<String> {
+fn notes(rule: &Rule) -> Vec<String> {
     let mut notes = Vec::new();
     let why = match (rule.metric, rule.baseline) {
         (Metric::SemanticSimilarityToBaseline, _) => Some("the metric is not measured by this version"),
@@ -134,19 +144,6 @@ fn notes(rule: &Rule, c: &Compiled) -> Vec<String> {
         _ => None,
     };
     notes.extend(why.map(|why| format!("not yet evaluated: {why}")));
-    let steps = c
-        .rulebook
-        .actions
-        .get(&rule.action)
-        .map(|a| a.steps.as_slice())
-        .unwrap_or_default();
-    for step in steps {
-        if let StepKind::NotYetAvailable { name } = &step.kind {
-            notes.push(format!(
-                "step {name} is not yet available: it is told and passed over"
-            ));
-        }
-    }
     notes
 }
 
@@ -161,7 +158,7 @@ fn as_json(c: &Compiled) -> String {
                 "enabled": r.enabled,
                 "condition": config::show_rule(r),
                 "action": r.action,
-                "notes": notes(r, c),
+                "notes": notes(r),
             })
         })
         .collect();
@@ -184,6 +181,7 @@ fn as_json(c: &Compiled) -> String {
         "upstreams": upstreams,
         "alerts": c.targets.iter().map(|t| &t.name).collect::<Vec<_>>(),
         "rules": rules,
+        "notes": config::notes(c),
         "problems": [],
     });
     format!("{outcome:#}\n")
@@ -223,11 +221,28 @@ mod tests {
                 "mean of tokens_per_execution > 5000 (baseline 2500) over 5m, 1+ samples → throttle_and_alert",
                 "p95_response_time > 8s (baseline 2.5s) over 15m, 10+ samples → escalate_to_on_call",
                 "not yet evaluated: the metric is not measured by this version",
-                "step rollback is not yet available",
             ] {
                 assert!(text.contains(part), "{part}\n{text}");
             }
         }
+    }
+
+    #[test]
+    fn a_plan_that_cannot_trigger_is_noted() {
+        let text = "upstreams: [{name: a, url: 'https://a', failover: [b]}, {name: b, url: 'https://a/b'}]\n";
+        let (compiled, code) = check(text, Output::Text);
+        let compiled = compiled.unwrap();
+        assert_eq!(code, OK);
+        let shown = summary("f.yaml", &compiled);
+        assert!(
+            shown.contains("note:         upstream a: failover to b goes to the same host"),
+            "{shown}"
+        );
+        let json: serde_json::Value = serde_json::from_str(&as_json(&compiled)).unwrap();
+        assert!(
+            json.pointer("/notes/0")
+                .is_some_and(|n| n.as_str().is_some_and(|n| n.contains("same host")))
+        );
     }
 
     #[test]

@@ -3,6 +3,8 @@
 mod admin_client;
 mod check;
 pub mod demo;
+mod ledger;
+mod notify;
 mod reload;
 mod run;
 mod schema;
@@ -40,6 +42,10 @@ enum Command {
     Reload(reload::Args),
     /// Show what a running fusebox is doing.
     Status(status::Args),
+    /// Look into a ledger, or move its content to and from JSON lines.
+    Ledger(ledger::Args),
+    /// Try out an alert target.
+    Notify(notify::Args),
     /// Watch an incident happen and end, on a simulated provider inside this process.
     Demo(demo::Args),
     /// Print a completion script for a shell.
@@ -57,6 +63,8 @@ pub fn main() -> ExitCode {
         Command::Schema(args) => schema::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Ledger(args) => ledger::run(&args),
+        Command::Notify(args) => notify::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -27,6 +27,9 @@ pub(super) struct Args {
     /// Append each observation as a JSON line to this file; `-` is standard output.
     #[arg(long, value_name = "PATH|-", env = "FUSEBOX_OBSERVATIONS")]
     observations: Option<String>,
+    /// Keep incidents, leases, approvals and observations in this file, over restarts; without one they end with the process.
+    #[arg(long, value_name = "PATH", env = "FUSEBOX_LEDGER")]
+    ledger: Option<String>,
     /// What to log: a level, or directives such as `info,fusebox::proxy=debug`.
     #[arg(long, value_name = "LEVEL", env = "FUSEBOX_LOG")]
     log_level: Option<String>,
@@ -39,6 +42,7 @@ pub(super) fn run(args: Args) -> u8 {
         admin_listen,
         upstream,
         observations,
+        ledger,
         log_level,
     } = args;
     let overrides = Overrides {
@@ -46,6 +50,7 @@ pub(super) fn run(args: Args) -> u8 {
         admin_listen,
         upstream,
         observations,
+        ledger,
         log_level,
     };
     let compiled = match config::load(path.as_deref(), &overrides) {

@@ -9,7 +9,7 @@ use http::HeaderName;
 use super::at::{At, Opt};
 use super::de::clipped;
 use super::problem::{Place, Problem};
-use super::units::{self, DurationText, Scalar, SizeText, show_duration, show_size};
+use super::units::{self, DurationText, Quantity, Scalar, ShareText, SizeText, show_duration, show_size};
 use crate::types::secret::Secret;
 
 /// Longest secret file read, in bytes.
@@ -230,6 +230,55 @@ impl<'a> Check<'a> {
             }
             None => default,
         }
+    }
+
+    /// A share within `range` (0 to 1), or `default`.
+    pub(super) fn share(
+        &mut self,
+        key: &str,
+        given: Opt<ShareText>,
+        default: f64,
+        range: RangeInclusive<f64>,
+    ) -> f64 {
+        let Some(At {
+            value: ShareText(scalar),
+            place,
+        }) = given
+        else {
+            return default;
+        };
+        match units::quantity(&scalar) {
+            Some(Quantity::Number(n) | Quantity::Percent(n)) if range.contains(&n) => n,
+            Some(Quantity::Number(_) | Quantity::Percent(_)) => {
+                let hint = format!("from {}% to {}%", range.start() * 100.0, range.end() * 100.0);
+                self.problem(place, format!("`{key}` is out of range"), hint);
+                default
+            }
+            _ => {
+                let quoted = self.quote(place, &scalar.text());
+                self.problem(
+                    place,
+                    format!("`{quoted}` is not a share"),
+                    "write a percentage as 30%, or a number from 0 to 1 as 0.3",
+                );
+                default
+            }
+        }
+    }
+
+    /// One of the names in `known`; told if it is not.
+    pub(super) fn known(&mut self, what: &str, section: &str, name: &At<String>, known: &[&str]) -> bool {
+        if known.contains(&name.value.as_str()) {
+            return true;
+        }
+        let quoted = self.quote(name.place, &name.value);
+        let hint = if known.is_empty() {
+            format!("define it under `{section}`")
+        } else {
+            super::suggest::hint(&name.value, known.iter().copied()).unwrap_or_default()
+        };
+        self.problem(name.place, format!("unknown {what} `{quoted}`"), hint);
+        false
     }
 
     /// Whether `name` can be a name: told if not.

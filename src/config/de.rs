@@ -49,13 +49,21 @@ pub(super) fn read<T: DeserializeOwned + Default>(
 }
 
 /// Keys whose values are, or may be, secrets.
-const SECRETS: [&str; 8] = [
+const SECRETS: [&str; 16] = [
     "token",
     "token_file",
+    "token_sha256",
+    "tokens",
+    "api_key",
+    "api_key_file",
+    "credentials",
     "secret",
     "secret_file",
     "api_key_salt",
     "url",
+    "urls",
+    "routing_key",
+    "routing_key_file",
     "headers",
     "proxy",
 ];

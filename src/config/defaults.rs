@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::dialect::table::Family;
+use crate::enforce::failover::{Breaker, RetryBudget, RetryOn};
 use crate::enforce::policy::{AgentSource, Limits, Timeouts};
 use crate::incident::engine::Bounds;
 use crate::incident::metric::Unit;
@@ -27,6 +28,12 @@ pub(super) const BOUNDS: Bounds = Bounds {
     execution_idle_seconds: 600,
     max_closed_incidents: 1_000,
 };
+/// How long the ledger keeps observations.
+pub(super) const LEDGER_KEEP_OBSERVATIONS: Duration = Duration::from_secs(7 * 86_400);
+/// The size at which the ledger's oldest observations go.
+pub(super) const LEDGER_MAX_BYTES: u64 = 2 << 30;
+/// How long the ledger keeps closed incidents.
+pub(super) const LEDGER_KEEP_INCIDENTS: Duration = Duration::from_secs(90 * 86_400);
 /// Actions that may be started in one hour.
 pub(super) const MAX_ACTIONS_PER_HOUR: u32 = 60;
 
@@ -56,6 +63,28 @@ pub(super) const TIMEOUTS: Timeouts = Timeouts {
 };
 /// Idle connections kept per worker and upstream.
 pub(super) const MAX_IDLE_CONNECTIONS: usize = 64;
+
+/// When an upstream is left alone.
+pub(super) const BREAKER: Breaker = Breaker {
+    failures: 5,
+    within: Duration::from_secs(30),
+    open_for: Duration::from_secs(30),
+};
+/// How many further attempts requests may take.
+pub(super) const RETRIES: RetryBudget = RetryBudget {
+    percent: 20.0,
+    min_per_minute: 10,
+};
+
+/// What counts as a failure: what says nothing about the request, and would hit the next one as well.
+pub(super) fn retry_on() -> RetryOn {
+    RetryOn {
+        connect_error: true,
+        first_byte_timeout: true,
+        first_event_error: true,
+        statuses: vec![502, 503, 504, 529],
+    }
+}
 
 /// The upstreams when none is configured: name, URL, dialects.
 pub(super) const UPSTREAMS: [(&str, &str, &[Family]); 5] = [
@@ -145,6 +174,12 @@ pub(super) const MAX_NAME_BYTES: usize = 128;
 
 /// How long one delivery attempt may take.
 pub(super) const ALERT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time between two reminders of what is open.
+pub(super) const ALERT_RESEND: Duration = Duration::from_secs(60);
+/// PagerDuty's Events API in the US.
+pub(super) const PAGERDUTY_URL: &str = "https://events.pagerduty.com/v2/enqueue";
+/// Who says what a CloudEvent says.
+pub(super) const CLOUDEVENTS_SOURCE: &str = "/fusebox";
 /// How long delivery is tried.
 pub(super) const ALERT_GIVE_UP: Duration = Duration::from_secs(3_600);
 
@@ -156,6 +191,12 @@ pub(super) const COOLDOWN: Duration = Duration::from_secs(300);
 pub(super) const HYSTERESIS: f64 = 0.1;
 /// How long the effect of a step lasts at most.
 pub(super) const LEASE: Duration = Duration::from_secs(900);
+/// As [`LEASE`], for what outlasts the incident and is not renewed: rollback and contain.
+pub(super) const LASTING_LEASE: Duration = Duration::from_secs(86_400);
+/// Inputs in one call upstream, and answers asked for at once, of a step that says neither.
+pub(super) const BATCH: (u32, u32) = (16, 1);
+/// How many times as long timeouts are.
+pub(super) const TIMEOUT_FACTOR: f64 = 2.0;
 /// Pause between two calls to the on-call.
 pub(super) const REPEAT_EVERY: Duration = Duration::from_secs(900);
 
@@ -212,18 +253,24 @@ actions:
   throttle_and_alert:
     steps:
       - throttle
-      - {downgrade_model: {}, approval: automatic}
+      - {downgrade_model: {}, approval: automatic, on_failure: escalate}
       - notify
   escalate_to_on_call:
     steps: [escalate]
   rollback_and_notify:
-    steps: [rollback, notify]
+    steps:
+      - {rollback: {}, verify_after: 10m, on_failure: escalate}
+      - notify
   scale_down:
     steps:
-      - throttle
-      - {downgrade_model: {}, approval: automatic}
       - reduce_batch
+      - throttle
+      - {downgrade_model: {}, verify_after: 5m, on_failure: escalate}
       - notify
+  contain_and_escalate:
+    steps:
+      - {contain: {}, on_timeout: keep}
+      - escalate
   notify_only:
     steps: [notify]
 ";

@@ -6,6 +6,7 @@ use super::show::{show_baseline, show_statistic, show_threshold, word};
 use super::units::{show_duration, show_size};
 use super::{AdminWiring, Compiled, Diff, Wiring};
 use crate::alert::{Target, TargetKind};
+use crate::enforce::failover::RetryBudget;
 use crate::enforce::policy::{IdentityPolicy, Limits, OnClientAbort, Policy, Timeouts, Upstream};
 use crate::incident::engine::Bounds;
 use crate::incident::rule::{Action, Rule, Rulebook, Threshold};
@@ -18,11 +19,13 @@ pub(super) fn diff(old: &Compiled, new: &Compiled) -> Diff {
         policy,
         rulebook,
         targets,
+        destinations,
     } = new;
     let mut live = Log::default();
     rulebook_changes(&old.rulebook, rulebook, &mut live);
     policy_changes(&old.policy, policy, &mut live);
     live.by_name("alert", &old.targets, targets, |t| t.name.clone(), target_changes);
+    live.changed("notification_webhooks", &old.destinations, destinations);
     let mut fixed = Log::default();
     wiring_changes(&old.wiring, wiring, &mut fixed);
     Diff {
@@ -103,7 +106,10 @@ fn rulebook_changes(old: &Rulebook, new: &Rulebook, log: &mut Log) {
         rules,
         actions,
         max_actions_per_hour,
+        brake,
+        conduct,
     } = new;
+    log.changed("incidents", &old.conduct, conduct);
     log.by_name(
         "rule",
         &old.rules,
@@ -128,6 +134,7 @@ fn rulebook_changes(old: &Rulebook, new: &Rulebook, log: &mut Log) {
         &old.max_actions_per_hour,
         max_actions_per_hour,
     );
+    log.plain("automation.brake", &old.brake, brake);
 }
 
 fn rule_changes(old: &Rule, new: &Rule, log: &mut Log) {
@@ -199,6 +206,9 @@ fn policy_changes(old: &Policy, new: &Policy, log: &mut Log) {
         prices,
         models,
         metering,
+        retries,
+        streams,
+        capture,
     } = new;
     log.by_name(
         "upstream",
@@ -212,6 +222,15 @@ fn policy_changes(old: &Policy, new: &Policy, log: &mut Log) {
     log.changed("prices", &old.prices, prices);
     log.changed("models.downgrade", &old.models, models);
     log.plain("metering", &old.metering, metering);
+    let percent = |r: &RetryBudget| r.percent.to_string();
+    log.shown("retries.budget_percent", percent(&old.retries), percent(retries));
+    log.plain(
+        "retries.min_per_minute",
+        &old.retries.min_per_minute,
+        &retries.min_per_minute,
+    );
+    log.changed("streams", &old.streams, streams);
+    log.changed("capture", &old.capture, capture);
 }
 
 fn upstream_changes(old: &Upstream, new: &Upstream, log: &mut Log) {
@@ -228,6 +247,11 @@ fn upstream_changes(old: &Upstream, new: &Upstream, log: &mut Log) {
         proxy,
         http2,
         max_idle_connections,
+        failover,
+        retry_on,
+        breaker,
+        model_map,
+        credentials,
         tls_client: _,
     } = new;
     let show_url = |u: &Upstream| {
@@ -284,6 +308,11 @@ fn upstream_changes(old: &Upstream, new: &Upstream, log: &mut Log) {
         &old.max_idle_connections,
         max_idle_connections,
     );
+    log.list("failover", &old.failover, failover);
+    log.changed("retry_on", &old.retry_on, retry_on);
+    log.changed("breaker", &old.breaker, breaker);
+    log.changed("model_map", &old.model_map, model_map);
+    log.changed("credentials", &old.credentials, credentials);
 }
 
 fn identity_changes(old: &IdentityPolicy, new: &IdentityPolicy, log: &mut Log) {
@@ -409,26 +438,54 @@ fn target_changes(old: &Target, new: &Target, log: &mut Log) {
         min_severity,
         timeout,
         give_up_after,
+        spacing,
+        group,
         ca_files,
     } = new;
     match (&old.kind, kind) {
-        (TargetKind::Slack, TargetKind::Slack) => {}
         (
             TargetKind::Webhook {
                 secret: old_secret,
                 headers: old_headers,
+                format: old_format,
             },
-            TargetKind::Webhook { secret, headers },
+            TargetKind::Webhook {
+                secret,
+                headers,
+                format,
+            },
         ) => {
             log.changed("secret", old_secret, secret);
             log.changed("headers", old_headers, headers);
+            log.changed("format", old_format, format);
         }
-        (TargetKind::Webhook { .. }, TargetKind::Slack) => {
-            log.shown("kind", "webhook".into(), "slack".into())
+        (TargetKind::PagerDuty { routing_key: old }, TargetKind::PagerDuty { routing_key }) => {
+            log.changed("routing_key", old, routing_key);
         }
-        (TargetKind::Slack, TargetKind::Webhook { .. }) => {
-            log.shown("kind", "slack".into(), "webhook".into())
+        (
+            TargetKind::Alertmanager {
+                others: old_others,
+                resend_every: old_every,
+                labels: old_labels,
+                headers: old_headers,
+            },
+            TargetKind::Alertmanager {
+                others,
+                resend_every,
+                labels,
+                headers,
+            },
+        ) => {
+            log.changed("urls", old_others, others);
+            log.shown(
+                "resend_every",
+                show_duration(*old_every),
+                show_duration(*resend_every),
+            );
+            log.changed("labels", old_labels, labels);
+            log.changed("headers", old_headers, headers);
         }
+        (old, new) => log.shown("kind", old.name().into(), new.name().into()),
     }
     log.changed("url", &old.url, url);
     log.plain("min_severity", &old.min_severity, min_severity);
@@ -438,6 +495,8 @@ fn target_changes(old: &Target, new: &Target, log: &mut Log) {
         show_duration(old.give_up_after),
         show_duration(*give_up_after),
     );
+    log.shown("spacing", show_duration(old.spacing), show_duration(*spacing));
+    log.changed("group", &old.group, group);
     log.changed("ca_files", &old.ca_files, ca_files);
 }
 
@@ -448,6 +507,7 @@ fn wiring_changes(old: &Wiring, new: &Wiring, log: &mut Log) {
         admin,
         workers,
         observations,
+        ledger,
         log_format,
         log_filter,
         drain_deadline,
@@ -461,8 +521,10 @@ fn wiring_changes(old: &Wiring, new: &Wiring, log: &mut Log) {
     let AdminWiring {
         bind,
         token,
+        tokens,
         allowed_hosts,
         open_metrics,
+        external_url,
     } = admin;
     let Bounds {
         max_subjects,
@@ -478,13 +540,16 @@ fn wiring_changes(old: &Wiring, new: &Wiring, log: &mut Log) {
     key("listeners", old.listeners == *listeners);
     key("admin.listen", old.admin.bind == *bind);
     key("admin.token", old.admin.token == *token);
+    key("admin.tokens", old.admin.tokens == *tokens);
     key("admin.allowed_hosts", old.admin.allowed_hosts == *allowed_hosts);
     key("admin.open_metrics", old.admin.open_metrics == *open_metrics);
     key("admin.max_label_sets", old.max_label_sets == *max_label_sets);
+    key("external_url", old.admin.external_url == *external_url);
     key("limits.max_agents", old.max_agents == *max_agents);
     key("limits.max_connections", old.max_connections == *max_connections);
     key("workers", old.workers == *workers);
     key("observations.file", old.observations == *observations);
+    key("ledger", old.ledger == *ledger);
     key("log.format", old.log_format == *log_format);
     key("log.level", old.log_filter == *log_filter);
     key("drain_deadline", old.drain_deadline == *drain_deadline);
@@ -608,6 +673,40 @@ mod tests {
                 "identity.default_agent default → y",
                 "limits.max_request_bytes 64MiB → 1MiB",
                 "metering true → false"
+            ]
+        );
+    }
+
+    #[test]
+    fn failover_streams_and_conduct() {
+        let u = |more: &str| {
+            format!("upstreams: [{{name: a, url: 'https://a'{more}}}, {{name: b, url: 'https://b'}}]\n")
+        };
+        assert_eq!(
+            changes(
+                &u(""),
+                &u(
+                    ", failover: [b], breaker: {failures: 9}, retry_on: [503], model_map: {x: y}, credentials: {api_key: hunter2}"
+                )
+            ),
+            [
+                "upstream a: failover [] → [b]",
+                "upstream a: retry_on changed",
+                "upstream a: breaker changed",
+                "upstream a: model_map changed",
+                "upstream a: credentials changed"
+            ]
+        );
+        assert_eq!(
+            changes(
+                "",
+                "automation: {brake: true}\nincidents: {flaps_after: 9}\nretries: {budget_percent: 5}\nstreams: {cut_repetition: true}\n"
+            ),
+            [
+                "incidents changed",
+                "automation.brake false → true",
+                "retries.budget_percent 20 → 5",
+                "streams changed"
             ]
         );
     }

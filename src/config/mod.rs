@@ -8,6 +8,7 @@ mod defaults;
 mod diff;
 mod env;
 mod file;
+mod notes;
 mod problem;
 mod restart;
 mod schema;
@@ -22,10 +23,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::alert::Target;
+use crate::alert::{AllowedDestinations, Target};
 use crate::enforce::policy::{Bind, Listener, Policy};
 use crate::incident::engine::Bounds;
 use crate::incident::rule::Rulebook;
+use crate::store::LedgerOptions;
 use crate::telemetry::logs::LogFormat;
 use crate::types::secret::Secret;
 
@@ -43,6 +45,8 @@ pub struct Compiled {
     pub rulebook: Arc<Rulebook>,
     /// For alerts; may change by reload.
     pub targets: Vec<Target>,
+    /// Where requests may have notices sent to; may change by reload.
+    pub destinations: AllowedDestinations,
 }
 
 /// What is fixed at start: a reload that changes it says so and keeps the old value.
@@ -56,6 +60,8 @@ pub struct Wiring {
     pub workers: usize,
     /// Where observations are written.
     pub observations: Option<ObservationSink>,
+    /// Where the ledger is; `None` keeps everything in memory.
+    pub ledger: Option<LedgerOptions>,
     /// How logs look.
     pub log_format: LogFormat,
     /// What is logged.
@@ -81,12 +87,87 @@ pub struct Wiring {
 pub struct AdminWiring {
     /// Where it listens.
     pub bind: Bind,
-    /// The bearer token that every request but probes must bear; required beyond loopback.
+    /// The bearer token that every request but probes must bear (or one of `tokens`); one is required beyond loopback.
+    /// Who bears it is an operator.
     pub token: Option<Secret>,
+    /// Further tokens. Names and digests are unique.
+    pub tokens: Vec<AdminToken>,
     /// Host names it may be called by, beside loopback names and its own address.
     pub allowed_hosts: Vec<String>,
     /// Whether `/metrics` is open without the token.
     pub open_metrics: bool,
+    /// The URL by which people reach it, without a trailing slash, for links in notices and pages for approvals.
+    pub external_url: Option<String>,
+}
+
+impl AdminWiring {
+    /// Every token, the single one included (as `token`); none means that no token is asked for.
+    pub fn all_tokens(&self) -> Vec<AdminToken> {
+        let single = self.token.as_ref().map(|token| AdminToken {
+            name: "token".to_owned(),
+            role: Role::Operator,
+            digest: TokenDigest::of(token.expose()),
+        });
+        single.into_iter().chain(self.tokens.iter().cloned()).collect()
+    }
+}
+
+/// A token of the admin API; its text is not kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminToken {
+    /// Who bears it, for the record.
+    pub name: String,
+    /// What it allows.
+    pub role: Role,
+    /// What it is known by.
+    pub digest: TokenDigest,
+}
+
+/// What a token allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// To look.
+    Viewer,
+    /// To look and to act.
+    Operator,
+}
+
+/// SHA-256 of a token. Compares in constant time and is never printed.
+#[derive(Clone)]
+pub struct TokenDigest([u8; 32]);
+
+impl TokenDigest {
+    /// The digest of a token.
+    pub fn of(token: &str) -> Self {
+        use sha2::Digest;
+        Self(sha2::Sha256::digest(token.as_bytes()).into())
+    }
+
+    /// A digest as 64 hexadecimal digits.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let mut bytes = [0; 32];
+        let mut digits = text.chars().map(|c| c.to_digit(16));
+        for byte in &mut bytes {
+            let (high, low) = (digits.next()??, digits.next()??);
+            *byte = u8::try_from(high * 16 + low).ok()?;
+        }
+        digits.next().is_none().then_some(Self(bytes))
+    }
+}
+
+impl PartialEq for TokenDigest {
+    fn eq(&self, other: &Self) -> bool {
+        use subtle::ConstantTimeEq;
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for TokenDigest {}
+
+impl std::fmt::Debug for TokenDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[digest]")
+    }
 }
 
 /// Where observations are written, one JSON line each.
@@ -109,6 +190,8 @@ pub struct Overrides {
     pub upstream: Option<String>,
     /// In place of `observations.file`.
     pub observations: Option<String>,
+    /// In place of `ledger.path`; relative to the working directory.
+    pub ledger: Option<String>,
     /// In place of `log.level`.
     pub log_level: Option<String>,
 }
@@ -165,6 +248,11 @@ pub fn compile(
 /// The JSON Schema of the configuration file.
 pub fn schema() -> serde_json::Value {
     schema::schema()
+}
+
+/// What a good configuration may still get wrong, one line each: plans that cannot be carried out, links that are missing.
+pub fn notes(compiled: &Compiled) -> Vec<String> {
+    notes::notes(compiled)
 }
 
 /// What changed between two compiled configurations: what is in force at once, and what needs a restart.

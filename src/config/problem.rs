@@ -278,17 +278,28 @@ fn guessed_secrets(line: &str) -> Vec<Range<usize>> {
         "credential",
     ];
     let mut found = Vec::new();
-    if let Some((key, value)) = line.split_once(':') {
-        let word = key
-            .trim()
-            .trim_start_matches(['-', '{', ' ', '"', '\''])
+    // Every key of the line, since a map may stand in one line.
+    for (at, _) in line.match_indices(':') {
+        let (before, value) = line.split_at_checked(at).unwrap_or_default();
+        let value = value.get(1..).unwrap_or_default();
+        let before = before.trim_end().trim_end_matches(['"', '\'']);
+        let word = before
+            .rsplit(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-')))
+            .next()
+            .unwrap_or_default()
             .to_ascii_lowercase();
         let value_at = line.len() - value.trim_start().len();
-        let is_count = word.contains("tokens") || value.trim().parse::<f64>().is_ok();
-        let telling = TELLING.iter().any(|t| word.contains(t))
-            && !word.trim_end_matches(['"', '\'']).ends_with("_file");
+        let is_count = word.contains("tokens_")
+            || word.ends_with("_tokens")
+            || value
+                .trim()
+                .trim_end_matches(['}', ']', ','])
+                .parse::<f64>()
+                .is_ok();
+        let telling = TELLING.iter().any(|t| word.contains(t)) && !word.ends_with("_file");
         if telling && !is_count && !value.trim().is_empty() {
             found.push(value_at..line.len());
+            break;
         }
     }
     for (scheme, _) in line.match_indices("://") {

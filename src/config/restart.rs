@@ -1,7 +1,7 @@
 //! Which keys of the file a reload does not change: what is bound, sized or started once.
 
 /// The keys that need a restart, as [`super::schema::keys`] names them. Every other key is in force after a reload.
-pub(super) const NEEDED: [&str; 23] = [
+pub(super) const NEEDED: [&str; 33] = [
     "listeners[].listen",
     "listeners[].tls.certificate_file",
     "listeners[].tls.key_file",
@@ -9,12 +9,22 @@ pub(super) const NEEDED: [&str; 23] = [
     "admin.listen",
     "admin.token",
     "admin.token_file",
+    "admin.tokens[].name",
+    "admin.tokens[].role",
+    "admin.tokens[].token",
+    "admin.tokens[].token_file",
+    "admin.tokens[].token_sha256",
     "admin.allowed_hosts",
     "admin.open_metrics",
     "admin.max_label_sets",
+    "external_url",
     "limits.max_agents",
     "limits.max_connections",
     "observations.file",
+    "ledger.path",
+    "ledger.observations.keep",
+    "ledger.observations.max_bytes",
+    "ledger.incidents.keep",
     "log.format",
     "log.level",
     "drain_deadline",

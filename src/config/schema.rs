@@ -12,7 +12,18 @@ use super::tree::{self, Node, Value};
 /// The file that shows every key at its default.
 const EXAMPLE: &str = include_str!("../../config/fusebox.example.yaml");
 /// Sections whose keys have one default each. (In lists a default often depends on the entry.)
-const SECTIONS: [&str; 6] = ["admin", "identity", "limits", "log", "automation", "engine"];
+const SECTIONS: [&str; 10] = [
+    "admin",
+    "retries",
+    "streams",
+    "identity",
+    "limits",
+    "capture",
+    "log",
+    "incidents",
+    "automation",
+    "engine",
+];
 /// Keys of the top level with one default each.
 const TOP: [&str; 4] = ["metering", "drain_deadline", "workers", "watch"];
 
@@ -221,6 +232,10 @@ mod tests {
             EXAMPLE,
             include_str!("../../config/minimal.yaml"),
             super::super::defaults::RULES,
+            super::super::defaults::ACTIONS,
+            "actions: {a: {steps: [contain, {set_parameters: {temperature: 0, stop: x, logprobs: false}}]}}",
+            "upstreams: [{name: a, url: 'https://a', retry_on: [429, connect_error], credentials: {api_key: k}}]",
+            "admin: {tokens: [{name: a, token: t}]}",
             "{}",
         ] {
             let instance = as_json(&tree::parse(text).unwrap());
@@ -239,6 +254,15 @@ mod tests {
             "agent_incident_rules: [{name: a, metric: error_rate, action: b, threshold_upper: lots}]",
             "actions: {a: {steps: [throtle]}}",
             "limits: {max_request_bytes: 64M}",
+            "actions: {a: {steps: [{set_parameters: {stop: [x]}}]}}",
+            "actions: {a: {steps: [{rollback: {by: magic}}]}}",
+            "actions: {a: {steps: [{throttle: {}, success: {improved_by: lots}}]}}",
+            "actions: {a: {steps: [{cap_output: {}}]}}",
+            "incidents: {maintenance: [{name: a, from: '24:00', lasts: 4h}]}",
+            "incidents: {maintenance: [{name: a}]}",
+            "admin: {tokens: [{name: a, role: admin}]}",
+            "upstreams: [{name: a, url: 'https://a', retry_on: [200]}]",
+            "capture: {system_prompt: true}",
         ] {
             assert!(!validator.is_valid(&as_json(&tree::parse(bad).unwrap())), "{bad}");
         }

@@ -121,6 +121,15 @@ scalar!(
         {"type": "string", "pattern": "^\\s*([0-9]+(\\.[0-9]+)?(us|ms|s|m|h|d)\\s*)+$|^\\s*[0-9]+(\\.[0-9]+)?\\s*x\\s*$|^\\s*[+-]?[0-9]+(\\.[0-9]+)?\\s*%\\s*$|\\$\\{"}
     ]
 });
+scalar!(
+    /// A share as `30%` or `0.3`.
+    ShareText, "Share", {
+    "description": "A share: a percentage as 30%, or a number from 0 to 1 as 0.3.",
+    "anyOf": [
+        {"type": "number", "minimum": 0, "maximum": 1},
+        {"type": "string", "pattern": "^\\s*[0-9]+(\\.[0-9]+)?\\s*%\\s*$|\\$\\{"}
+    ]
+});
 
 /// A duration: `500ms`, `2.5s`, `1h30m`, `0`; `None` when it is none.
 pub(super) fn duration(text: &str) -> Option<Duration> {

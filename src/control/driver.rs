@@ -6,22 +6,29 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, Sleep, interval, sleep};
 
+use super::announce::Announcer;
+use super::events::Events;
 use super::handle::{AgentView, Ask, ReloadReport, RuleLine, StatusView, UpstreamView};
 use super::journal::Journal;
+use super::keeper;
+use super::links::Links;
 use super::outbox::Dropped;
-use super::perform::Performer;
+use super::perform::{Audit, Kept, Means, Performer};
 use super::recent::Recent;
-use crate::alert::Alerts;
+use super::resume::Memory;
+use crate::alert::{Alerts, AllowedDestinations};
 use crate::clock::Clock;
 use crate::enforce::slots::Slots;
 use crate::enforce::snapshot::Publisher;
 use crate::incident::effect::Effect;
 use crate::incident::engine::Engine;
-use crate::incident::input::{Input, OperatorAct};
+use crate::incident::input::{Acted, Input, NotActed, OperatorAct, Trouble};
 use crate::incident::record::IncidentState;
 use crate::incident::rule::Rulebook;
+use crate::store::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::types::ids::AgentId;
 use crate::types::observation::Report;
@@ -33,6 +40,9 @@ const REST: Duration = Duration::from_millis(5);
 
 /// How often slots are looked through for agents that are gone.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// How often versions of agents are written to the ledger.
+const VERSIONS_EVERY: Duration = Duration::from_secs(60);
 
 /// Observations taken at a time.
 const BATCH: usize = 2048;
@@ -46,6 +56,8 @@ pub struct Reloaded {
     pub rules: Option<Arc<Rulebook>>,
     /// The upstreams now; `None` when the reload failed.
     pub upstreams: Option<Vec<UpstreamView>>,
+    /// Where requests may have notices sent to; `None` when the reload failed.
+    pub destinations: Option<AllowedDestinations>,
 }
 
 /// What the driver works with.
@@ -65,6 +77,14 @@ pub struct Parts {
     pub slots: Arc<Slots>,
     /// Writes observations, if they are to be written.
     pub journal: Option<Journal>,
+    /// What is kept beyond the process, if anything is.
+    pub memory: Option<Memory>,
+    /// Links in notices.
+    pub links: Links,
+    /// Where requests may have notices sent to.
+    pub destinations: AllowedDestinations,
+    /// For those who look on.
+    pub events: Events,
     /// What is said in the status and does not change.
     pub about: About,
     /// Figures of the requests' side.
@@ -120,6 +140,12 @@ struct Driver {
     swept: Mono,
     last_reload: Option<ReloadReport>,
     effects: Vec<Effect>,
+    /// What is wrong with the ledger, as far as the engine was told.
+    trouble: Option<Arc<str>>,
+    /// How often the ledger was begun anew.
+    renewals: u64,
+    /// When versions were written last.
+    versions_written: Now,
 }
 
 /// What went wrong of late.
@@ -137,12 +163,7 @@ pub async fn run(parts: Parts, inbox: Inbox) {
         mut asks,
         mut reloads,
     } = inbox;
-    let performer = Performer::new(
-        Arc::clone(&parts.publisher),
-        parts.alerts.clone(),
-        Arc::clone(&parts.metrics),
-    );
-    let mut driver = Driver::new(parts, performer);
+    let (mut driver, announced) = Driver::new(parts);
     let mut batch = Vec::with_capacity(64);
     // `None` while the driver is ready for the next batch.
     let mut resting: Option<std::pin::Pin<Box<Sleep>>> = None;
@@ -157,7 +178,7 @@ pub async fn run(parts: Parts, inbox: Inbox) {
             () = rest(&mut resting), if resting.is_some() => resting = None,
             count = told.recv_many(&mut batch, BATCH), if resting.is_none() => {
                 if count == 0 {
-                    return;
+                    break;
                 }
                 driver.take(&mut batch);
                 if count < BATCH {
@@ -166,6 +187,9 @@ pub async fn run(parts: Parts, inbox: Inbox) {
             }
         }
     }
+    // What was decided is told before the end.
+    drop(driver);
+    announced.await.ok();
 }
 
 /// Waits for a rest to be over.
@@ -176,18 +200,53 @@ async fn rest(resting: &mut Option<std::pin::Pin<Box<Sleep>>>) {
 }
 
 impl Driver {
-    fn new(parts: Parts, performer: Performer) -> Self {
-        Self {
+    fn new(mut parts: Parts) -> (Self, JoinHandle<()>) {
+        let (announcer, announced) =
+            Announcer::start(parts.alerts.clone(), parts.events.clone(), parts.clock.clone());
+        let memory = parts.memory.take();
+        let (adhoc, effects, memory) = match memory {
+            None => (HashMap::new(), Vec::new(), None),
+            Some(memory) => (
+                memory.adhoc,
+                memory.effects,
+                Some(Kept {
+                    ledger: memory.ledger,
+                    keeper: memory.keeper,
+                    deliveries: memory.deliveries,
+                }),
+            ),
+        };
+        let mut performer = Performer::new(Means {
+            publisher: Arc::clone(&parts.publisher),
+            alerts: parts.alerts.clone(),
+            metrics: Arc::clone(&parts.metrics),
+            announcer,
+            links: parts.links.clone(),
+            memory,
+            destinations: parts.destinations.clone(),
+            adhoc,
+        });
+        for record in parts.engine.incidents() {
+            if record.state != IncidentState::Resolved {
+                performer.know(&record);
+            }
+        }
+        performer.perform(&parts.engine, effects.into_iter(), None, None, parts.clock.now());
+        let driver = Self {
             started: parts.clock.mono(),
             parts,
             performer,
+            trouble: None,
+            renewals: 0,
+            versions_written: Now::default(),
             observations: 0,
             unwritten: 0,
             lately: Lately::default(),
             swept: Mono::ZERO,
             last_reload: None,
             effects: Vec::new(),
-        }
+        };
+        (driver, announced)
     }
 
     fn take(&mut self, batch: &mut Vec<Report>) {
@@ -201,6 +260,10 @@ impl Driver {
                     {
                         self.unwritten += 1;
                     }
+                    if let Some(kept) = &self.performer.memory {
+                        // A full queue is counted by the ledger.
+                        kept.ledger.observe(observation.clone());
+                    }
                     Input::Observation(observation)
                 }
             };
@@ -213,6 +276,7 @@ impl Driver {
         let now = self.parts.clock.now();
         self.make_room(now);
         self.look_back(now);
+        self.look_after_the_ledger(now);
         let gauges = &self.parts.gauges;
         let (connections, waiting) = ((gauges.connections)(), (gauges.waiting)());
         let agents = self.parts.slots.count();
@@ -253,12 +317,72 @@ impl Driver {
             .overflow(slots.turned_away() as u64, slots.overflowed());
     }
 
+    /// Trouble with the ledger is an incident; a ledger that was begun anew gets everything again; versions in use are
+    /// written now and then.
+    fn look_after_the_ledger(&mut self, now: Now) {
+        let Some(kept) = &self.performer.memory else {
+            return;
+        };
+        let (health, renewals) = (kept.ledger.health(), kept.ledger.renewals());
+        let why = match health {
+            Health::Ok => None,
+            Health::Degraded { why, .. } => Some(why),
+        };
+        if why.is_some() != self.trouble.is_some() {
+            self.step(Input::Trouble(Trouble {
+                what: "ledger",
+                detail: why
+                    .as_ref()
+                    .map(|why| format!("the ledger cannot be written: {why}")),
+            }));
+        }
+        self.trouble = why;
+        if renewals != self.renewals {
+            self.renewals = renewals;
+            self.performer.write_again(&self.parts.engine, now);
+        }
+        if now.mono.since(self.versions_written.mono) >= VERSIONS_EVERY {
+            let since = std::mem::replace(&mut self.versions_written, now).wall;
+            if let Some(kept) = &self.performer.memory {
+                let rows = keeper::versions(&self.parts.engine, since, now);
+                drop((!rows.is_empty()).then(|| kept.ledger.record(rows)));
+            }
+        }
+    }
+
     fn step(&mut self, input: Input) {
         let now = self.parts.clock.now();
         self.parts.engine.step(now, input, &mut self.effects);
-        for effect in self.effects.drain(..) {
-            self.performer.perform(&self.parts.engine, effect);
+        if !self.effects.is_empty() {
+            let Self {
+                performer,
+                parts,
+                effects,
+                ..
+            } = self;
+            performer.perform(&parts.engine, effects.drain(..), None, None, now);
         }
+    }
+
+    /// Does what an operator asks; the answer is given once it is durable.
+    fn operate(&mut self, act: OperatorAct, via: &str, to: oneshot::Sender<Result<Acted, NotActed>>) {
+        let now = self.parts.clock.now();
+        let audit = Audit {
+            by: act.by().to_owned(),
+            via: via.to_owned(),
+            what: act.name().to_owned(),
+            detail: serde_json::to_string(&act).unwrap_or_default(),
+        };
+        let acted = self.parts.engine.operate(now, act, &mut self.effects);
+        let audit = acted.is_ok().then_some(audit);
+        let Self {
+            performer,
+            parts,
+            effects,
+            ..
+        } = self;
+        let then = Box::new(move || reply(to, acted));
+        performer.perform(&parts.engine, effects.drain(..), audit, Some(then), now);
     }
 
     fn reloaded(&mut self, reloaded: Reloaded) {
@@ -266,11 +390,15 @@ impl Driver {
             report,
             rules,
             upstreams,
+            destinations,
         } = reloaded;
         self.parts.metrics.reloaded(report.ok);
         self.last_reload = Some(report);
         if let Some(upstreams) = upstreams {
             self.parts.about.upstreams = upstreams;
+        }
+        if let Some(destinations) = destinations {
+            self.performer.destinations = destinations;
         }
         if let Some(rules) = rules {
             self.step(Input::Rules(rules));
@@ -286,15 +414,9 @@ impl Driver {
             Ask::Rules(to) => reply(to, engine.rules(self.parts.clock.now())),
             Ask::Agents(to) => reply(to, self.agents()),
             Ask::Status(to) => reply(to, self.status()),
-            Ask::Resolve(id, by, to) => {
-                let open = engine
-                    .incident(&id)
-                    .is_some_and(|r| r.state != IncidentState::Resolved);
-                if open {
-                    self.step(Input::Operator(OperatorAct::Resolve { incident: id, by }));
-                }
-                reply(to, open);
-            }
+            Ask::Look(look) => look(engine, self.parts.clock.now()),
+            Ask::Operate { act, via, to } => self.operate(act, &via, to),
+            Ask::Target(url, to) => reply(to, self.performer.remember_target(&url)),
         }
     }
 
@@ -393,9 +515,11 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::alert::Options;
     use crate::config::{Overrides, compile};
     use crate::control::outbox::Outbox;
     use crate::types::observation::Observation;
+    use crate::types::secret::Secret;
     use crate::types::time::Wall;
 
     fn observation() -> Box<Observation> {
@@ -422,8 +546,15 @@ mod tests {
         let (queue, told) = mpsc::channel(1);
         let (outbox, dropped) = Outbox::new(queue, Arc::clone(&metrics));
         let publisher = Arc::new(Publisher::new(Arc::new(compiled.policy)).0);
-        let alerts = Alerts::start(Vec::new(), clock.clone(), Arc::clone(&metrics));
-        let performer = Performer::new(Arc::clone(&publisher), alerts.clone(), Arc::clone(&metrics));
+        let alerts = Alerts::start(
+            Vec::new(),
+            Options {
+                clock: clock.clone(),
+                metrics: Arc::clone(&metrics),
+                settled: None,
+                destinations: AllowedDestinations::default(),
+            },
+        );
         let parts = Parts {
             engine: Engine::new(compiled.rulebook, compiled.wiring.bounds),
             publisher,
@@ -431,6 +562,10 @@ mod tests {
             metrics,
             slots: Arc::new(Slots::new(2)),
             journal: None,
+            memory: None,
+            links: Links::new(None, Secret::new("k")),
+            destinations: AllowedDestinations::default(),
+            events: Events::new(),
             about: About {
                 listeners: Vec::new(),
                 upstreams: Vec::new(),
@@ -443,7 +578,7 @@ mod tests {
             },
             clock,
         };
-        (Driver::new(parts, performer), outbox, told)
+        (Driver::new(parts).0, outbox, told)
     }
 
     fn degraded(driver: &mut Driver) -> Vec<String> {

@@ -6,15 +6,24 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::alert::TargetStatus;
+use super::events::{Events, Listening};
+use super::links::Links;
+use crate::alert::{Alerts, TargetStatus};
 use crate::enforce::slots::TotalsView;
+use crate::incident::engine::Engine;
+use crate::incident::input::{Acted, NotActed, OperatorAct};
 use crate::incident::record::{AgentStatus, IncidentRecord, RuleStatus};
+use crate::store::Ledger;
 use crate::telemetry::metrics::Metrics;
 use crate::types::ids::IncidentId;
-use crate::types::time::Wall;
+#[cfg(test)]
+use crate::types::secret::Secret;
+use crate::types::time::{Now, Wall};
+
+/// Somebody's look at the engine.
+pub(crate) type Look = Box<dyn FnOnce(&Engine, Now) + Send>;
 
 /// A question to the driver, with where to answer it.
-#[derive(Debug)]
 pub enum Ask {
     /// All incidents, open ones first.
     Incidents(oneshot::Sender<Vec<IncidentRecord>>),
@@ -26,8 +35,19 @@ pub enum Ask {
     Agents(oneshot::Sender<Vec<AgentView>>),
     /// The whole state in short.
     Status(oneshot::Sender<StatusView>),
-    /// Close an incident; answers whether it was open.
-    Resolve(IncidentId, String, oneshot::Sender<bool>),
+    /// Let somebody look at the engine, who answers for himself.
+    Look(Look),
+    /// Do what an operator asks.
+    Operate {
+        /// What.
+        act: OperatorAct,
+        /// By which way it came: `api`, `cli`, `link`.
+        via: String,
+        /// The answer, once it is durable.
+        to: oneshot::Sender<Result<Acted, NotActed>>,
+    },
+    /// Remember a URL as an alert target; answers its name, or why nothing is sent there.
+    Target(String, oneshot::Sender<Result<String, String>>),
 }
 
 /// A way to the driver and to the reload. Cheap to clone.
@@ -41,6 +61,14 @@ pub struct Handle {
     pub(crate) metrics: Arc<Metrics>,
     /// Whether new requests are taken.
     pub(crate) ready: Arc<std::sync::atomic::AtomicBool>,
+    /// What happens.
+    pub(crate) events: Events,
+    /// Links in notices.
+    pub(crate) links: Links,
+    /// What is kept beyond the process.
+    pub(crate) ledger: Option<Ledger>,
+    /// Alert targets; none in tests.
+    pub(crate) alerts: Option<Alerts>,
 }
 
 /// The driver does not answer: it is overloaded or gone.
@@ -179,12 +207,59 @@ impl Handle {
         self.ask(Ask::Status).await
     }
 
-    /// Closes an incident and lifts what it ordered; `false` when it was not open.
+    /// What `look` sees of the engine. It runs on the engine's task: it must be quick.
     ///
     /// # Errors
     /// When the driver does not answer.
-    pub async fn resolve(&self, id: IncidentId, by: String) -> Result<bool, Unavailable> {
-        self.ask(|answer| Ask::Resolve(id, by, answer)).await
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Engine, Now) -> T + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        self.ask(|answer| {
+            Ask::Look(Box::new(move |engine, now| {
+                // Whoever asked may have left.
+                answer.send(look(engine, now)).ok();
+            }))
+        })
+        .await
+    }
+
+    /// Does what an operator asks; `via` says by which way it came: `api`, `cli`, `link`. When this returns it is in
+    /// force and, where there is a ledger that can be written, durable.
+    ///
+    /// # Errors
+    /// When the driver does not answer. Inside: why it was not done.
+    pub async fn operate(&self, act: OperatorAct, via: &str) -> Result<Result<Acted, NotActed>, Unavailable> {
+        let via = via.to_owned();
+        self.ask(|to| Ask::Operate { act, via, to }).await
+    }
+
+    /// Remembers a URL as an alert target, so that incidents can name it.
+    ///
+    /// # Errors
+    /// When the driver does not answer. Inside: why nothing is sent there.
+    pub async fn target(&self, url: String) -> Result<Result<String, String>, Unavailable> {
+        self.ask(|to| Ask::Target(url, to)).await
+    }
+
+    /// What happens, from `after` on.
+    pub fn listen(&self, after: Option<u64>) -> Listening {
+        self.events.listen(after)
+    }
+
+    /// Links in notices, to be told from others.
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// The ledger, where there is one: what is no longer in memory is read there.
+    pub fn ledger(&self) -> Option<&Ledger> {
+        self.ledger.as_ref()
+    }
+
+    /// Alert targets: to try one out, or to send again what was given up.
+    pub fn alerts(&self) -> Option<&Alerts> {
+        self.alerts.as_ref()
     }
 
     /// Reads the configuration again.
@@ -223,6 +298,10 @@ impl Handle {
             reloads,
             metrics,
             ready: Arc::new(std::sync::atomic::AtomicBool::new(true)),
+            events: Events::new(),
+            links: Links::new(Some("https://fusebox.example"), Secret::new("test")),
+            ledger: None,
+            alerts: None,
         };
         (handle, asked, reload_asked)
     }
@@ -231,5 +310,20 @@ impl Handle {
         let (answer, answered) = oneshot::channel();
         self.asks.send(ask(answer)).await.map_err(|_| Unavailable)?;
         answered.await.map_err(|_| Unavailable)
+    }
+}
+
+impl std::fmt::Debug for Ask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Incidents(_) => "Incidents",
+            Self::Incident(..) => "Incident",
+            Self::Rules(_) => "Rules",
+            Self::Agents(_) => "Agents",
+            Self::Status(_) => "Status",
+            Self::Look(_) => "Look",
+            Self::Operate { .. } => "Operate",
+            Self::Target(..) => "Target",
+        })
     }
 }

@@ -153,6 +153,14 @@ impl<'a> Array<'a> {
     /// # Errors
     /// When the bytes are no JSON or nest too deeply.
     pub fn element(&mut self) -> Result<Option<&'a [u8]>, Fault> {
+        Ok(self.element_range()?.map(|range| slice(self.bytes, range)))
+    }
+
+    /// Where the next element stands; `None` after the last.
+    ///
+    /// # Errors
+    /// When the bytes are no JSON or nest too deeply.
+    pub fn element_range(&mut self) -> Result<Option<Range<usize>>, Fault> {
         let mut pos = blanks(self.bytes, self.pos);
         match self.bytes.get(pos) {
             Some(b']') => return Ok(None),
@@ -162,7 +170,7 @@ impl<'a> Array<'a> {
         }
         self.first = false;
         self.pos = value(self.bytes, pos, &mut ())?;
-        Ok(Some(slice(self.bytes, pos..self.pos)))
+        Ok(Some(pos..self.pos))
     }
 }
 

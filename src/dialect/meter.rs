@@ -95,6 +95,21 @@ pub struct Measured {
     pub refusal_text: Option<String>,
 }
 
+impl Measured {
+    /// This answer and a later one to the same request: counts together, the model that the first one names, the rest
+    /// of the later one.
+    #[must_use]
+    pub fn and(self, later: Self) -> Self {
+        Self {
+            usage_source: self.usage_source.with(later.usage_source),
+            usage: self.usage.plus(later.usage),
+            normalised: self.normalised.plus(later.normalised),
+            model_served: self.model_served.or(later.model_served),
+            ..later
+        }
+    }
+}
+
 static INPUT_COUNT: HeaderName = HeaderName::from_static("x-amzn-bedrock-input-token-count");
 static OUTPUT_COUNT: HeaderName = HeaderName::from_static("x-amzn-bedrock-output-token-count");
 /// Length of the shorter of the two names; hardly any header has so long a one.

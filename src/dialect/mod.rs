@@ -1,9 +1,11 @@
 //! The APIs that pass through: one row each, and all that is read from and written to their bodies.
 
 mod answer;
+pub mod batch;
 mod cursor;
 mod decode;
 mod documents;
+mod edit;
 pub mod error_body;
 mod eventstream;
 pub mod fingerprint;
@@ -15,6 +17,7 @@ pub mod meter;
 mod model_name;
 pub mod models;
 mod multipart;
+pub mod parameters;
 pub mod price;
 pub mod request;
 pub mod rewrite;

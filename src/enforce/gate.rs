@@ -207,7 +207,8 @@ fn crowded(directive: &Directive, before: Crowd) -> Option<Why> {
         return None;
     };
     let in_flight = match directive.subject {
-        Subject::Agent(_) => before.agent,
+        // An execution or a version is bound by what its agent has in flight: nothing narrower is counted.
+        Subject::Agent(_) | Subject::Execution { .. } | Subject::Version { .. } => before.agent,
         Subject::Fleet => before.fleet,
     };
     (in_flight >= u64::from(max_in_flight.max(1)))

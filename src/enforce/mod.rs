@@ -2,8 +2,10 @@
 
 mod budget;
 pub mod chains;
+pub mod failover;
 pub mod gate;
 mod limiter;
 pub mod policy;
 pub mod slots;
 pub mod snapshot;
+pub mod versions;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::failover::{Breaker, Credentials, ModelMap, RetryBudget, RetryOn, StreamLimits};
 use crate::dialect::models::ModelTable;
 use crate::dialect::price::PriceTable;
 use crate::dialect::table::Family;
@@ -28,6 +29,19 @@ pub struct Policy {
     pub models: ModelTable,
     /// Whether answers are read at all; off only to measure what reading costs.
     pub metering: bool,
+    /// How many further attempts the requests of one agent may take.
+    pub retries: RetryBudget,
+    /// When an answer that is being streamed is ended by us.
+    pub streams: StreamLimits,
+    /// What is kept of prompts; `None` keeps nothing.
+    pub capture: Option<Capture>,
+}
+
+/// What is kept of prompts, encrypted, so that a rollback can restore it: the system prompts of each version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capture {
+    /// The key they are encrypted with: 32 bytes in base64.
+    pub key: Secret,
 }
 
 /// How agents, versions and executions are told apart. Every list is in order of preference.
@@ -107,6 +121,17 @@ pub struct Upstream {
     pub http2: Http2,
     /// Idle connections kept per worker.
     pub max_idle_connections: usize,
+    /// Upstreams tried in this order when it fails before anything was sent to the client; at most three, never itself,
+    /// all in the policy. Those of the listed ones are in the list already.
+    pub failover: Vec<UpstreamName>,
+    /// What counts as failed, for failover and the breaker.
+    pub retry_on: RetryOn,
+    /// When it is left alone for a while; `None` never.
+    pub breaker: Option<Breaker>,
+    /// What models are called here, for requests that were rerouted to it.
+    pub model_map: ModelMap,
+    /// Its own key in the place of the client's; `None` passes the client's on.
+    pub credentials: Option<Credentials>,
     /// TLS settings made from `tls` and `http2`; `None` until the policy is prepared, and for plain upstreams.
     pub tls_client: Option<Arc<rustls::ClientConfig>>,
 }
@@ -143,6 +168,11 @@ impl Upstream {
             proxy: None,
             http2: Http2::Never,
             max_idle_connections: 0,
+            failover: Vec::new(),
+            retry_on: RetryOn::NOTHING,
+            breaker: None,
+            model_map: ModelMap::default(),
+            credentials: None,
             tls_client: None,
         })
     }

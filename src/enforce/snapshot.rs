@@ -147,6 +147,12 @@ mod tests {
             prices: Default::default(),
             models: Default::default(),
             metering: true,
+            retries: crate::enforce::failover::RetryBudget {
+                percent: 0.0,
+                min_per_minute: 0,
+            },
+            streams: Default::default(),
+            capture: None,
         })
     }
 

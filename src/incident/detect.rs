@@ -346,6 +346,24 @@ impl Watch {
         }
     }
 
+    /// What a subject's window says of the time since `since`; see [`Gauge::value_since`].
+    pub(crate) fn seen_since(
+        &mut self,
+        number: u32,
+        side: Side,
+        since: Mono,
+        now: Mono,
+    ) -> Option<(f64, bool)> {
+        let tick = self.gauge.span.tick(now);
+        let subject = self
+            .slots
+            .get_mut(number as usize)
+            .and_then(|s| s.subject.as_mut())?;
+        subject.roll(tick);
+        self.gauge
+            .value_since(&subject.window, &subject.followed, side, since, now)
+    }
+
     /// Whether a subject's breach would be one on the counts that the upstream reported alone.
     pub(crate) fn holds_on_reported(&self, number: u32, side: Side, now: Mono) -> bool {
         if !self.gauge.tells_estimates_apart {

@@ -7,13 +7,18 @@ use super::casebook::Casebook;
 use super::detect::Watch;
 use super::effect::Effect;
 use super::execution::Executions;
-use super::input::{Input, OperatorAct};
+use super::input::Input;
 use super::metric::Shape;
 use super::names::{Names, OVERFLOW};
+use super::observe::Told;
 use super::pace::Pace;
-use super::record::{AgentStatus, IncidentRecord, RuleStatus};
+use super::record::{
+    AgentStatus, ApprovalRecord, BrakeRecord, IncidentRecord, LeaseRecord, RuleStatus, SilenceRecord,
+};
 use super::rule::{GroupBy, Rulebook};
-use crate::types::ids::{AgentId, AgentVersion, IncidentId, ModelName, UpstreamName};
+use super::silence::Silences;
+use super::version::Versions;
+use crate::types::ids::{AgentId, ApprovalId, IncidentId, ModelName, SilenceId, UpstreamName};
 use crate::types::time::{Mono, Now, Wall};
 
 /// An agent without traffic for this long makes room for another when the table is full.
@@ -55,6 +60,8 @@ pub struct Engine {
     pub(super) seen: Vec<AgentSeen>,
     pub(super) executions: Executions,
     pub(super) casebook: Casebook,
+    pub(super) silences: Silences,
+    pub(super) brake: BrakeRecord,
     pub(super) needs: Needs,
     now: Mono,
     swept: Mono,
@@ -66,7 +73,9 @@ pub(super) struct AgentSeen {
     pub(super) pace: Pace,
     /// When it was seen last; `None` when it has not been.
     pub(super) last: Option<(Mono, Wall)>,
-    pub(super) version: Option<AgentVersion>,
+    pub(super) versions: Versions,
+    /// The upstream it used last.
+    pub(super) upstream: Option<UpstreamName>,
     /// Which of [`Needs::lists`] holds the rules that cover it, once that was found.
     pub(super) rules: Option<u16>,
 }
@@ -100,6 +109,8 @@ impl Engine {
             seen: Vec::new(),
             executions: Executions::new(bounds.max_executions),
             casebook: Casebook::new(bounds.max_closed_incidents),
+            silences: Silences::default(),
+            brake: BrakeRecord::default(),
             now: Mono::ZERO,
             swept: Mono::ZERO,
         }
@@ -110,20 +121,32 @@ impl Engine {
     ///
     /// A time before the last one is taken as the last one. Directives are published before anyone is told.
     pub fn step(&mut self, now: Now, input: Input, out: &mut Vec<Effect>) {
-        self.now = self.now.max(now.mono);
-        let now = Now {
-            mono: self.now,
-            ..now
-        };
+        let now = self.at(now);
         let start = out.len();
         match input {
-            Input::Observation(o) => self.observe(now, &o, false, out),
-            Input::Progress(o) => self.observe(now, &o, true, out),
+            Input::Observation(o) => self.observe(now, &o, Told::Ended, out),
+            Input::Progress(o) => self.observe(now, &o, Told::Running, out),
             Input::Tick => self.tick(now, out),
             Input::Rules(book) => self.adopt(book, now, out),
-            Input::Operator(OperatorAct::Resolve { incident, by }) => self.resolve(&incident, &by, now, out),
-            Input::Operator(OperatorAct::Forget { agent }) => self.forget(&agent, now, out),
+            Input::Past(o) => self.observe(now, &o, Told::Past, out),
+            // A replay has no one to tell why it was refused; it was refused then as well.
+            Input::Operator(act) => drop(self.act(act, now, out)),
+            Input::Trouble(trouble) => self.trouble(trouble, now, out),
         }
+        self.publish(start, out);
+    }
+
+    /// The time, which does not go back.
+    pub(super) fn at(&mut self, now: Now) -> Now {
+        self.now = self.now.max(now.mono);
+        Now {
+            mono: self.now,
+            ..now
+        }
+    }
+
+    /// Directives that have changed are published before anything else that was decided since `start`.
+    pub(super) fn publish(&mut self, start: usize, out: &mut Vec<Effect>) {
         if let Some(set) = self.casebook.publication() {
             out.insert(start.min(out.len()), Effect::Publish(set));
         }
@@ -137,6 +160,56 @@ impl Engine {
     /// One incident.
     pub fn incident(&self, id: &IncidentId) -> Option<IncidentRecord> {
         self.casebook.record(id)
+    }
+
+    /// Questions to humans: open ones first.
+    pub fn approvals(&self) -> Vec<ApprovalRecord> {
+        self.casebook.approvals()
+    }
+
+    /// One question.
+    pub fn approval(&self, id: &ApprovalId) -> Option<ApprovalRecord> {
+        self.casebook.approval(id)
+    }
+
+    /// Everything that is in force.
+    pub fn leases(&self) -> Vec<LeaseRecord> {
+        self.casebook
+            .iter()
+            .flat_map(|(_, case)| case.lease_records())
+            .collect()
+    }
+
+    /// Silences and maintenance windows that are not over.
+    pub fn silences(&self, now: Now) -> Vec<SilenceRecord> {
+        self.silences.records(now.wall)
+    }
+
+    /// One silence.
+    pub fn silence(&self, id: &SilenceId) -> Option<SilenceRecord> {
+        self.silences.get(id).cloned()
+    }
+
+    /// Whether an operator has stopped automation.
+    pub fn brake(&self) -> &BrakeRecord {
+        &self.brake
+    }
+
+    /// Whether automation is stopped, by an operator or by the configuration: for people, not for the ledger.
+    pub fn brake_in_force(&self) -> BrakeRecord {
+        if self.book.brake && !self.brake.on {
+            return BrakeRecord {
+                on: true,
+                by: Some("the configuration".to_owned()),
+                ..BrakeRecord::default()
+            };
+        }
+        self.brake.clone()
+    }
+
+    /// The rules in force.
+    pub fn rulebook(&self) -> &Arc<Rulebook> {
+        &self.book
     }
 
     /// Every rule with what it sees, at `now`.
@@ -189,13 +262,11 @@ impl Engine {
             *shared = false;
         }
         for (_, case) in self.casebook.iter() {
-            let number = case
-                .about
-                .agent
-                .as_ref()
-                .and_then(|a| self.agents.known(a.as_str()));
-            if let Some(place) = number.and_then(|n| gone.get_mut(n as usize)) {
-                *place = false;
+            for agent in case.members.iter().filter_map(|m| m.agent.as_ref()) {
+                let number = self.agents.known(agent.as_str());
+                if let Some(place) = number.and_then(|n| gone.get_mut(n as usize)) {
+                    *place = false;
+                }
             }
         }
         let is_gone = |number: u32| gone.get(number as usize).copied().unwrap_or(false);
@@ -216,7 +287,7 @@ impl Engine {
         }
     }
 
-    fn forget(&mut self, agent: &AgentId, now: Now, out: &mut Vec<Effect>) {
+    pub(super) fn forget(&mut self, agent: &AgentId, now: Now, out: &mut Vec<Effect>) {
         let Some(number) = self.agents.known(agent.as_str()) else {
             return;
         };

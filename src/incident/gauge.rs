@@ -47,7 +47,7 @@ pub(crate) struct Gauge {
 }
 
 /// Which side of its range a value left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Side {
     /// Above the upper threshold.
     Upper,
@@ -203,6 +203,44 @@ impl Gauge {
             (Some(Side::Lower), _, Some(lower)) => value.min(lower),
             _ => value,
         })
+    }
+
+    /// The value at `now` of what was seen since `since` (to a bucket), in the metric's unit, and whether it is within
+    /// the threshold of `side`; `None` when too little was seen since then.
+    pub(crate) fn value_since(
+        &self,
+        window: &Window,
+        followed: &Followed,
+        side: Side,
+        since: Mono,
+        now: Mono,
+    ) -> Option<(f64, bool)> {
+        let (tick, after) = (self.span.tick(now), self.span.tick(since));
+        let t = window.totals_since(tick, after);
+        let value = match self.shape {
+            Shape::Silence => self.plain_value(&t, followed, now)?,
+            _ if t.samples < self.min_samples => return None,
+            Shape::Rate { per_seconds } => {
+                // What came in the rest of the first bucket is left out, and so is its time.
+                let begun = Mono::from_nanos(
+                    after
+                        .saturating_add(1)
+                        .saturating_mul(u64::try_from(self.span.width().as_nanos()).unwrap_or(u64::MAX)),
+                );
+                let seconds = now.since(begun).as_secs_f64().min(self.span.covered_seconds(now));
+                if seconds <= 0.0 {
+                    return None;
+                }
+                t.sum as f64 / self.steps * per_seconds / seconds
+            }
+            _ if self.rank == Rank::None => self.plain_value(&t, followed, now)?,
+            _ => window.at_rank_since(tick, after, self.rank_of(t.count))? / self.steps,
+        };
+        let within = match side {
+            Side::Upper => self.upper.is_none_or(|upper| value <= upper),
+            Side::Lower => self.lower.is_none_or(|lower| value >= lower),
+        };
+        Some((value, within))
     }
 
     /// Whether a value is back: inside the threshold of `side` by the rule's hysteresis.

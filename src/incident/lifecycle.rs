@@ -3,17 +3,20 @@
 //! ```text
 //!            back, or nothing left                still back after the probation
 //!   Open ───────────────────────────▶ Recovering ───────────────────────────────▶ Resolved
-//!    ▲                                    │                                          ▲
-//!    └────────── beyond again ────────────┘            closed (by anyone) ───────────┘
+//!    ▲                                    │                                        │ ▲
+//!    ├────────── beyond again ────────────┘            closed (by anyone) ─────────┼─┘
+//!    └──────────────────────── beyond again soon after ────────────────────────────┘
 //! ```
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::record::IncidentState;
-use crate::types::time::Mono;
+use crate::types::time::Now;
 
 /// Where an incident is on its way.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Life {
     /// In breach.
     Open(Open),
@@ -24,25 +27,27 @@ pub(crate) enum Life {
 }
 
 /// In breach; everything that was ordered is in force.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Open {
     relapses: u32,
 }
 
 /// Back; what was ordered is relaxed step by step.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Recovering {
-    since: Mono,
+    since: Now,
     stage: Stage,
     relapses: u32,
 }
 
 /// Over; nothing of it is in force.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Resolved(());
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Resolved {
+    relapses: u32,
+}
 
 /// How far orders are relaxed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Stage {
     /// Not at all.
     Full,
@@ -65,6 +70,8 @@ pub(crate) enum Event {
     NoTraffic,
     /// It is to end now: an operator said so, or its rule is gone.
     Close,
+    /// Its rule found its subject again, soon after it was over.
+    Return,
 }
 
 /// What came of it.
@@ -80,6 +87,8 @@ pub(crate) enum Move {
     Relapses,
     /// It is over.
     Ends,
+    /// It is not over after all.
+    Reopens,
 }
 
 impl Life {
@@ -88,12 +97,29 @@ impl Life {
         Self::Open(Open { relapses: 0 })
     }
 
-    /// What becomes of it. `probation` is how long it must stay back the first time.
-    pub(crate) fn on(self, event: Event, now: Mono, probation: Duration) -> (Self, Move) {
+    /// What becomes of it. `probation` is how long it must stay back the first time; with `held` it does not end by
+    /// itself, since something is in force that must not be lifted because the metric is back.
+    pub(crate) fn on(self, event: Event, now: Now, probation: Duration, held: bool) -> (Self, Move) {
         match self {
             Self::Open(open) => open.on(event, now),
-            Self::Recovering(recovering) => recovering.on(event, now, probation),
-            Self::Resolved(resolved) => (Self::Resolved(resolved), Move::Stays),
+            Self::Recovering(recovering) => recovering.on(event, now, probation, held),
+            Self::Resolved(resolved) => resolved.on(event),
+        }
+    }
+
+    /// How often it came back.
+    pub(crate) fn relapses(&self) -> u32 {
+        match self {
+            Self::Open(Open { relapses })
+            | Self::Recovering(Recovering { relapses, .. })
+            | Self::Resolved(Resolved { relapses }) => *relapses,
+        }
+    }
+
+    /// Goes on in another process.
+    pub(crate) fn rebase(&mut self, now: Now) {
+        if let Self::Recovering(recovering) = self {
+            recovering.since = recovering.since.rebased(now);
         }
     }
 
@@ -116,15 +142,21 @@ impl Life {
 }
 
 impl Open {
-    fn on(self, event: Event, now: Mono) -> (Life, Move) {
+    fn on(self, event: Event, now: Now) -> (Life, Move) {
         match event {
-            Event::Beyond | Event::Between => (Life::Open(self), Move::Stays),
+            Event::Beyond | Event::Between | Event::Return => (Life::Open(self), Move::Stays),
             Event::Back | Event::NoTraffic => (Life::Recovering(self.recover(now)), Move::Recovers),
-            Event::Close => (Life::Resolved(Resolved(())), Move::Ends),
+            Event::Close => (Life::Resolved(self.end()), Move::Ends),
         }
     }
 
-    fn recover(self, now: Mono) -> Recovering {
+    fn end(self) -> Resolved {
+        Resolved {
+            relapses: self.relapses,
+        }
+    }
+
+    fn recover(self, now: Now) -> Recovering {
         Recovering {
             since: now,
             stage: Stage::Eased,
@@ -134,16 +166,22 @@ impl Open {
 }
 
 impl Recovering {
-    fn on(mut self, event: Event, now: Mono, probation: Duration) -> (Life, Move) {
+    fn on(mut self, event: Event, now: Now, probation: Duration, held: bool) -> (Life, Move) {
         match event {
-            Event::Beyond => (Life::Open(self.relapse()), Move::Relapses),
+            Event::Beyond | Event::Return => (Life::Open(self.relapse()), Move::Relapses),
             Event::Between => {
                 // Not back: what has passed of this stage does not count.
                 self.since = now;
                 (Life::Recovering(self), Move::Stays)
             }
-            Event::Back | Event::NoTraffic => self.hold_out(now, probation),
-            Event::Close => (Life::Resolved(Resolved(())), Move::Ends),
+            Event::Back | Event::NoTraffic => self.hold_out(now, probation, held),
+            Event::Close => (Life::Resolved(self.end()), Move::Ends),
+        }
+    }
+
+    fn end(self) -> Resolved {
+        Resolved {
+            relapses: self.relapses,
         }
     }
 
@@ -153,11 +191,11 @@ impl Recovering {
         }
     }
 
-    fn hold_out(mut self, now: Mono, probation: Duration) -> (Life, Move) {
+    fn hold_out(mut self, now: Now, probation: Duration, held: bool) -> (Life, Move) {
         // Each relapse doubles the next probation (at most 8 times), so that a limit that hides its own cause
         // does not swing for ever.
         let half = probation.saturating_mul(1 << self.relapses.min(3)) / 2;
-        if now.since(self.since) < half {
+        if now.mono.since(self.since.mono) < half {
             return (Life::Recovering(self), Move::Stays);
         }
         match self.stage {
@@ -166,7 +204,24 @@ impl Recovering {
                 self.stage = Stage::Light;
                 (Life::Recovering(self), Move::Relaxes)
             }
-            Stage::Light => (Life::Resolved(Resolved(())), Move::Ends),
+            Stage::Light if held => (Life::Recovering(self), Move::Stays),
+            Stage::Light => (Life::Resolved(self.end()), Move::Ends),
+        }
+    }
+}
+
+impl Resolved {
+    fn on(self, event: Event) -> (Life, Move) {
+        match event {
+            Event::Return => (
+                Life::Open(Open {
+                    relapses: self.relapses.saturating_add(1),
+                }),
+                Move::Reopens,
+            ),
+            Event::Beyond | Event::Between | Event::Back | Event::NoTraffic | Event::Close => {
+                (Life::Resolved(self), Move::Stays)
+            }
         }
     }
 }
@@ -177,8 +232,8 @@ mod tests {
 
     const PROBATION: Duration = Duration::from_secs(20);
 
-    fn at(seconds: u64) -> Mono {
-        Mono::from_millis(seconds * 1000)
+    fn at(seconds: u64) -> Now {
+        Now::default().after(Duration::from_secs(seconds))
     }
 
     fn recovering(stage: Stage, relapses: u32) -> Life {
@@ -191,11 +246,11 @@ mod tests {
 
     #[test]
     fn every_state_and_every_event() {
-        use Event::{Back, Between, Beyond, Close, NoTraffic};
+        use Event::{Back, Between, Beyond, Close, NoTraffic, Return};
         use IncidentState as S;
-        use Move::{Ends, Recovers, Relapses, Relaxes, Stays};
+        use Move::{Ends, Recovers, Relapses, Relaxes, Reopens, Stays};
         let open = || Life::Open(Open { relapses: 1 });
-        let over = || Life::Resolved(Resolved(()));
+        let over = || Life::Resolved(Resolved { relapses: 1 });
         let eased = || recovering(Stage::Eased, 0);
         let light = || recovering(Stage::Light, 0);
         // state, event, seconds, state after, stage after, move
@@ -205,6 +260,7 @@ mod tests {
             (open(), Back, 100, S::Recovering, Stage::Eased, Recovers),
             (open(), NoTraffic, 100, S::Recovering, Stage::Eased, Recovers),
             (open(), Close, 100, S::Resolved, Stage::Full, Ends),
+            (open(), Return, 100, S::Open, Stage::Full, Stays),
             (eased(), Beyond, 105, S::Open, Stage::Full, Relapses),
             (eased(), Between, 199, S::Recovering, Stage::Eased, Stays),
             (eased(), Back, 109, S::Recovering, Stage::Eased, Stays),
@@ -212,12 +268,14 @@ mod tests {
             (eased(), NoTraffic, 110, S::Recovering, Stage::Light, Relaxes),
             (eased(), Back, 50, S::Recovering, Stage::Eased, Stays),
             (eased(), Close, 100, S::Resolved, Stage::Full, Ends),
+            (eased(), Return, 100, S::Open, Stage::Full, Relapses),
             (light(), Beyond, 110, S::Open, Stage::Full, Relapses),
             (light(), Between, 110, S::Recovering, Stage::Light, Stays),
             (light(), Back, 109, S::Recovering, Stage::Light, Stays),
             (light(), Back, 110, S::Resolved, Stage::Full, Ends),
             (light(), NoTraffic, 110, S::Resolved, Stage::Full, Ends),
             (light(), Close, 100, S::Resolved, Stage::Full, Ends),
+            (light(), Return, 100, S::Open, Stage::Full, Relapses),
             (
                 recovering(Stage::Eased, 1),
                 Back,
@@ -247,9 +305,10 @@ mod tests {
             (over(), Back, 100, S::Resolved, Stage::Full, Stays),
             (over(), NoTraffic, 100, S::Resolved, Stage::Full, Stays),
             (over(), Close, 100, S::Resolved, Stage::Full, Stays),
+            (over(), Return, 100, S::Open, Stage::Full, Reopens),
         ];
         for (i, (life, event, seconds, state, stage, expected)) in table.into_iter().enumerate() {
-            let (after, moved) = life.on(event, at(seconds), PROBATION);
+            let (after, moved) = life.on(event, at(seconds), PROBATION, false);
             assert_eq!(
                 (after.state(), after.stage(), moved),
                 (state, stage, expected),
@@ -260,16 +319,16 @@ mod tests {
 
     #[test]
     fn between_starts_the_stage_again() {
-        let (life, _) = recovering(Stage::Eased, 0).on(Event::Between, at(109), PROBATION);
-        let (life, moved) = life.on(Event::Back, at(118), PROBATION);
+        let (life, _) = recovering(Stage::Eased, 0).on(Event::Between, at(109), PROBATION, false);
+        let (life, moved) = life.on(Event::Back, at(118), PROBATION, false);
         assert_eq!(moved, Move::Stays);
-        assert_eq!(life.on(Event::Back, at(119), PROBATION).1, Move::Relaxes);
+        assert_eq!(life.on(Event::Back, at(119), PROBATION, false).1, Move::Relaxes);
     }
 
     #[test]
     fn a_relapse_is_remembered() {
-        let (life, _) = recovering(Stage::Light, 0).on(Event::Beyond, at(101), PROBATION);
-        let (life, _) = life.on(Event::Back, at(102), PROBATION);
+        let (life, _) = recovering(Stage::Light, 0).on(Event::Beyond, at(101), PROBATION, false);
+        let (life, _) = life.on(Event::Back, at(102), PROBATION, false);
         assert_eq!(
             life,
             Life::Recovering(Recovering {
@@ -277,6 +336,20 @@ mod tests {
                 stage: Stage::Eased,
                 relapses: 1
             })
+        );
+    }
+
+    #[test]
+    fn what_is_held_does_not_end_by_itself() {
+        let light = || recovering(Stage::Light, 0);
+        for event in [Event::Back, Event::NoTraffic] {
+            let (life, moved) = light().on(event, at(1000), PROBATION, true);
+            assert_eq!((life, moved), (light(), Move::Stays), "{event:?}");
+        }
+        assert_eq!(light().on(Event::Close, at(1000), PROBATION, true).1, Move::Ends);
+        assert_eq!(
+            light().on(Event::Beyond, at(1000), PROBATION, true).1,
+            Move::Relapses
         );
     }
 }

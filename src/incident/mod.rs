@@ -6,10 +6,14 @@
 //! 2. what it says about each metric (`metric`, `measure`) goes into the windows of the rules that cover it (`window`,
 //!    `sketch`);
 //! 3. each rule ([`rule`]) judges its subject (`gauge`), and a breach that lasts is a finding (`detect`);
-//! 4. a finding opens an incident (`respond`, `case`, `casebook`), whose action becomes a plan (`plan`);
-//! 5. the incident lives (`lifecycle`) and recovers (`recovery`) by what its metric says, or ends by an operator or a
-//!    change of rules (`reload`);
-//! 6. what has to be done is an [`effect`]; what there is to be seen is a [`record`] (`view`, `tell`).
+//! 4. a finding opens an incident (`respond`, `case`, `casebook`) or joins one (`correlate`), unless a maintenance window
+//!    covers it ([`silence`]);
+//! 5. its action becomes a plan, step by step (`advance`, `plan`): taken, asked about (`approval`), judged on what was seen
+//!    since, followed by the next; `version` knows which version of an agent was good;
+//! 6. the incident lives (`lifecycle`) and recovers (`recovery`) by what its metric says, by what an operator does
+//!    (`operate`), or ends by a change of rules (`reload`);
+//! 7. what has to be done is an [`effect`]; what there is to be seen is a [`record`] (`view`, `tell`); what outlives the
+//!    process is written down by [`restore`].
 //!
 //! [`engine`] holds it all and is the only thing that changes.
 
@@ -18,10 +22,15 @@ pub mod engine;
 pub mod input;
 pub mod metric;
 pub mod record;
+pub mod restore;
 pub mod rule;
+pub mod silence;
 
+mod advance;
+mod approval;
 mod case;
 mod casebook;
+mod correlate;
 mod detect;
 mod execution;
 mod gauge;
@@ -30,6 +39,7 @@ mod lifecycle;
 mod measure;
 mod names;
 mod observe;
+mod operate;
 mod pace;
 mod plan;
 mod recovery;
@@ -37,6 +47,8 @@ mod reload;
 mod respond;
 mod sketch;
 mod tell;
+mod trouble;
+mod version;
 mod view;
 mod window;
 

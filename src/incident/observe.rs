@@ -28,6 +28,17 @@ const SECOND: u64 = 1_000_000_000;
 /// A breach that has lasted: rule, subject, side, and since when.
 type Found = (u16, u32, Side, Mono);
 
+/// What is told of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// It ended.
+    Ended,
+    /// It is running.
+    Running,
+    /// It ended before the process began.
+    Past,
+}
+
 /// The numbers of what an exchange belongs to.
 #[derive(Debug, Clone, Copy)]
 struct Place {
@@ -51,8 +62,10 @@ struct Change {
 }
 
 impl Engine {
-    /// Takes in an exchange: one that ended, or one that is still `running` and has used so much so far.
-    pub(super) fn observe(&mut self, now: Now, o: &Observation, running: bool, out: &mut Vec<Effect>) {
+    /// Takes in an exchange: one that ended, one that is still running and has used so much so far, or one that ended
+    /// before the process began.
+    pub(super) fn observe(&mut self, now: Now, o: &Observation, told: Told, out: &mut Vec<Effect>) {
+        let running = told == Told::Running;
         let agent = self.agents.number(&o.agent);
         self.see_agent(agent, o, running, now);
         let execution = self.execution_of(agent, o, running, now, out);
@@ -90,6 +103,10 @@ impl Engine {
             {
                 found.push((index, number, side, since));
             }
+        }
+        if told == Told::Past {
+            // What was found then was dealt with then.
+            return;
         }
         for (index, number, side, since) in found {
             self.open(index, number, side, since, now, out);
@@ -206,13 +223,11 @@ impl Engine {
         seen.last = Some((now.mono, now.wall));
         if !running && o.outcome != Outcome::Refused {
             seen.pace.add(now.mono, o.normalised.total().unwrap_or(0));
+            seen.versions.count(o, now);
         }
-        // A version changes seldom: comparing texts once a second is enough.
-        if first_of_second
-            && let Some(version) = &o.agent_version
-            && seen.version.as_ref() != Some(version)
-        {
-            seen.version = Some(version.clone());
+        // An upstream changes seldom: comparing texts once a second is enough.
+        if first_of_second && seen.upstream.as_ref() != Some(&o.upstream) {
+            seen.upstream = Some(o.upstream.clone());
         }
     }
 

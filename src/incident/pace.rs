@@ -11,7 +11,7 @@ const MINUTE_NANOS: u64 = SLOTS * SLOT_NANOS;
 const MINUTES: usize = 30;
 
 /// Requests and tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Rate {
     /// Requests a minute.
     pub(crate) requests: f64,

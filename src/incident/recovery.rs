@@ -31,7 +31,31 @@ pub(crate) fn relax(order: &Order, stage: Stage) -> Option<Order> {
         Order::CapConcurrency { max_in_flight } => Some(Order::CapConcurrency {
             max_in_flight: max_in_flight.saturating_mul(factor),
         }),
-        Order::DowngradeModel { .. } => (stage == Stage::Eased).then(|| order.clone()),
+        Order::ReduceBatch {
+            max_inputs,
+            max_choices,
+        } => Some(Order::ReduceBatch {
+            max_inputs: max_inputs.saturating_mul(factor),
+            max_choices: max_choices.map(|n| n.saturating_mul(factor)),
+        }),
+        Order::CapOutput {
+            max_tokens,
+            cut_streams,
+        } => Some(Order::CapOutput {
+            max_tokens: max_tokens.saturating_mul(factor),
+            cut_streams: *cut_streams,
+        }),
+        Order::DowngradeModel { .. } | Order::SetParameters { .. } => {
+            (stage == Stage::Eased).then(|| order.clone())
+        }
+        // Back in steps: what was sick gets half of the executions first, and then most of them.
+        Order::Reroute { to, share_percent } => Some(Order::Reroute {
+            to: to.clone(),
+            share_percent: (u32::from(*share_percent) / (factor * factor / 2)).max(1) as u8,
+        }),
+        // These do no harm when they are no longer needed, and the next failure may be near.
+        Order::ExtendTimeouts { .. } => Some(order.clone()),
+        Order::RestoreVersion { .. } | Order::Contain { .. } => Some(order.clone()),
     }
 }
 
@@ -49,6 +73,13 @@ mod tests {
         };
         let cap = |max_in_flight| Order::CapConcurrency { max_in_flight };
         let model = Order::DowngradeModel { to: None };
+        let reroute = |share_percent| Order::Reroute {
+            to: "backup".into(),
+            share_percent,
+        };
+        let contain = || Order::Contain {
+            reason: String::new(),
+        };
         let table = [
             (
                 throttle(Some(10), None),
@@ -70,6 +101,10 @@ mod tests {
             (model.clone(), Stage::Full, Some(model.clone())),
             (model.clone(), Stage::Eased, Some(model.clone())),
             (model.clone(), Stage::Light, None),
+            (reroute(100), Stage::Eased, Some(reroute(50))),
+            (reroute(100), Stage::Light, Some(reroute(12))),
+            (reroute(3), Stage::Light, Some(reroute(1))),
+            (contain(), Stage::Light, Some(contain())),
         ];
         for (order, stage, expected) in table {
             assert_eq!(relax(&order, stage), expected, "{order:?} {stage:?}");

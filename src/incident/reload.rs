@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::case::Outcome;
+use super::case::{NO_WATCH, Outcome};
 use super::casebook::Serial;
 use super::detect::Watch;
 use super::effect::Effect;
 use super::engine::{Engine, Needs, watches};
-use super::record::IncidentState;
+use super::record::{IncidentState, Origin};
 use super::rule::{GroupBy, Mode, Rulebook};
 use crate::types::time::Now;
 
@@ -69,15 +69,24 @@ impl Engine {
         let Some(case) = self.casebook.get_mut(serial) else {
             return Fate::Stays;
         };
+        case.flaps_after = self.book.conduct.flaps_after;
+        if case.watch == NO_WATCH {
+            return Fate::Stays;
+        }
         let Some(Some(number)) = new_number.get(usize::from(case.watch)) else {
             // Its number means another rule now, or none: nothing of that one may be touched.
-            case.watch = u16::MAX;
+            case.watch = NO_WATCH;
             return Fate::Ends("the rule was removed, or measures something else now");
         };
         case.watch = *number;
+        let asked_for = case.origin == Origin::Request;
         let Some(watch) = self.watches.get(usize::from(*number)) else {
             return Fate::Ends("the rule was removed");
         };
+        if asked_for {
+            // People asked for it: what the rule may do is another matter.
+            return Fate::Stays;
+        }
         case.adopt(&watch.rule);
         if !watch.rule.enabled {
             return Fate::Ends("the rule was turned off");
@@ -85,7 +94,7 @@ impl Engine {
         if watch.rule.mode == Mode::Shadow {
             return Fate::Ends("the rule is in mode shadow now");
         }
-        if watch.known(case.subject).is_none() {
+        if case.members.iter().all(|m| watch.known(m.number).is_none()) {
             return Fate::Ends("the rule no longer covers the subject");
         }
         match watch.gauge.threshold(case.evidence.side) {
@@ -106,17 +115,20 @@ impl Engine {
             return;
         };
         let mut outcome = Outcome::default();
-        let acted = case.has_directives();
-        case.lift("the rule's action or mode has changed", now, &mut outcome);
+        case.lift_all("the rule's action or mode has changed", now, &mut outcome);
         if case.state() == IncidentState::Open {
-            let planned = self.plan(&mut case, now.mono, now);
-            case.carry_out(&planned, false, now, &mut outcome);
-            if !acted {
-                self.count_action(&planned, now);
-            }
+            let action = self
+                .watches
+                .get(usize::from(case.watch))
+                .map(|w| w.rule.action.clone());
+            let steps = action
+                .and_then(|a| self.book.actions.get(&a))
+                .map(|a| a.steps.clone());
+            case.plan(&steps.unwrap_or_default(), now, &mut outcome);
+            self.advance(&mut case, false, now, &mut outcome);
         }
         self.casebook.insert(serial, case);
-        self.settle(serial, outcome, None, now, out);
+        self.settle(serial, outcome, false, now, out);
     }
 
     /// Drops the subjects that a rule's filters no longer let in; their incidents end when their turn comes.

@@ -1,17 +1,18 @@
 //! From a finding to an incident, and from what its metric says afterwards to its end.
 
-use super::case::{About, Case, Evidence, Outcome};
+use super::case::{About, Case, Evidence, Kind, Member, NO_WATCH, Opening, Outcome};
 use super::casebook::Serial;
 use super::detect::{Look, Seen, Watch};
 use super::effect::Effect;
 use super::engine::Engine;
 use super::gauge::Side;
 use super::lifecycle::Event;
-use super::pace::Rate;
-use super::plan::{self, Circumstances, Decision, Planned};
-use super::rule::{Action, GroupBy};
-use crate::types::directive::Subject;
+use super::record::{IncidentState, Origin};
+use super::recovery;
+use super::rule::GroupBy;
+use super::silence::{self, Whom};
 use crate::types::ids::{AgentId, IncidentId};
+use crate::types::notice::NoticeEvent;
 use crate::types::time::{Mono, Now};
 
 /// An open incident's metric is looked at this often at most, and at least every five seconds.
@@ -29,7 +30,7 @@ impl Engine {
         }
     }
 
-    /// Opens an incident and carries out its plan.
+    /// Opens an incident and takes the first steps; or takes the subject into one that there is, or opens one again.
     pub(super) fn open(
         &mut self,
         index: u16,
@@ -46,44 +47,74 @@ impl Engine {
             return;
         };
         let about = self.about(watch, number);
-        let (serial, id) = self.casebook.next_id(now);
-        let mut case = Case::open(id, &rule, about, (index, number), evidence, now);
-        let planned = self.plan(&mut case, since, now);
-        let mut outcome = Outcome::default();
-        case.carry_out(&planned, true, now, &mut outcome);
-        self.count_action(&planned, now);
-        self.casebook.insert(serial, case);
-        if let Some(subject) = self
-            .watches
-            .get_mut(usize::from(index))
-            .and_then(|w| w.known_mut(number))
-        {
-            subject.case = Some(serial);
+        if self.in_maintenance(&rule.name, &about, rule.severity, now) {
+            return;
         }
-        self.casebook.settle(serial, outcome, out);
+        let member = Member {
+            name: about.name.clone(),
+            agent: about.agent.clone(),
+            number,
+        };
+        if let Some(serial) = self.joins(index, &about, now) {
+            self.join(serial, index, member, now, out);
+            return;
+        }
+        let mut outcome = Outcome::default();
+        let conduct = &self.book.conduct;
+        let again = self
+            .casebook
+            .take_recent(&rule.name, &about.name, conduct.reopen_within, now);
+        let (serial, mut case) = match again {
+            Some((serial, mut case)) => {
+                case.watch = index;
+                case.members = vec![member];
+                // The rules may have changed while it was over.
+                case.adopt(&rule);
+                case.flaps_after = conduct.flaps_after;
+                case.reopen(evidence, now, &mut outcome);
+                (serial, case)
+            }
+            None => {
+                let (serial, id) = self.casebook.next_id(now);
+                let opening = Opening {
+                    id,
+                    origin: Origin::Rule,
+                    rule: rule.name.clone(),
+                    severity: rule.severity,
+                    about,
+                    watch: index,
+                    members: vec![member],
+                    evidence,
+                    action: rule.action.clone(),
+                    probation: recovery::probation(&rule),
+                    targets: Vec::new(),
+                    flaps_after: conduct.flaps_after,
+                };
+                (serial, Case::open(opening, now))
+            }
+        };
+        self.measure_opening(&mut case, since.before(rule.window), now);
+        let steps = self.book.actions.get(&rule.action).map(|a| a.steps.clone());
+        case.plan(&steps.unwrap_or_default(), now, &mut outcome);
+        self.mark(index, number, Some(serial));
+        if let Some(agent) = &case.about.agent {
+            self.count_incident(&agent.clone(), now.mono);
+        }
+        self.advance(&mut case, true, now, &mut outcome);
+        self.casebook.insert(serial, case);
+        self.settle(serial, outcome, false, now, out);
     }
 
-    /// Tells every open incident what its metric says, and renews what it has ordered.
+    /// Tells every open incident what its metric says, judges its steps, and renews what it has ordered.
     pub(super) fn follow_cases(&mut self, now: Now, out: &mut Vec<Effect>) {
-        let serials: Vec<Serial> = self.casebook.iter().map(|(serial, _)| serial).collect();
-        for serial in serials {
+        for serial in self.casebook.serials() {
             let mut outcome = Outcome::default();
             self.follow(serial, now, &mut outcome);
-            if let Some(case) = self.casebook.get_mut(serial)
-                && !outcome.ended
-            {
-                case.keep_up(now, &mut outcome);
+            if !outcome.ended {
+                self.keep_up(serial, now, &mut outcome);
             }
-            self.settle(serial, outcome, None, now, out);
+            self.settle(serial, outcome, false, now, out);
         }
-    }
-
-    /// An operator closes an incident.
-    pub(super) fn resolve(&mut self, id: &IncidentId, by: &str, now: Now, out: &mut Vec<Effect>) {
-        let Some(serial) = self.casebook.serial_of(id) else {
-            return;
-        };
-        self.close(serial, "closed by an operator", Some(by), now, out);
     }
 
     /// Closes an incident whatever its metric says.
@@ -95,12 +126,14 @@ impl Engine {
         now: Now,
         out: &mut Vec<Effect>,
     ) {
-        let Some(case) = self.casebook.get_mut(serial) else {
+        let Some(mut case) = self.casebook.take(serial) else {
             return;
         };
         let mut outcome = Outcome::default();
+        self.measure_close(&mut case, now);
         case.close(why, by, now, &mut outcome);
-        self.settle(serial, outcome, by, now, out);
+        self.casebook.insert(serial, case);
+        self.settle(serial, outcome, by.is_some(), now, out);
     }
 
     /// An execution is over, or makes room: so are the incidents about it.
@@ -117,53 +150,6 @@ impl Engine {
         self.executions.remove(number);
     }
 
-    /// The plan of a case as things stand; says to the case whether it is held back by what may change.
-    pub(super) fn plan(&mut self, case: &mut Case, since: Mono, now: Now) -> Vec<Planned> {
-        let Some(watch) = self.watches.get(usize::from(case.watch)) else {
-            return Vec::new();
-        };
-        let rule = watch.rule.clone();
-        let gauge = &watch.gauge;
-        let estimates = !watch.holds_on_reported(case.subject, case.evidence.side, now.mono);
-        let (pace, usual) = self.pace_of(&case.about, since.before(rule.window), now.mono);
-        let normal = case.evidence.baseline.unwrap_or(case.evidence.threshold);
-        let circumstances = Circumstances {
-            mode: rule.mode,
-            binds: binds(&case.about),
-            held_back: if estimates {
-                Some("the counts are estimates, and the rule acts on reported counts only".to_owned())
-            } else if self.casebook.may_act(now.mono, self.book.max_actions_per_hour) {
-                None
-            } else {
-                Some(format!(
-                    "automation has reached its limit of {} actions in one hour",
-                    self.book.max_actions_per_hour
-                ))
-            },
-            pace,
-            usual,
-            unit: gauge.metric.unit(),
-            excess: match case.evidence.side {
-                Side::Upper if normal > 0.0 => case.evidence.value / normal,
-                _ => f64::NAN,
-            },
-        };
-        case.held_back = estimates;
-        let nothing = Action::default();
-        let action = self.book.actions.get(&rule.action).unwrap_or(&nothing);
-        plan::plan(action, &circumstances)
-    }
-
-    /// Counts a plan that orders something as an action of this hour.
-    pub(super) fn count_action(&mut self, planned: &[Planned], now: Now) {
-        if planned
-            .iter()
-            .any(|p| matches!(p.decision, Decision::Order { .. }))
-        {
-            self.casebook.acted(now.mono);
-        }
-    }
-
     /// Whom a subject's number stands for.
     pub(super) fn about(&self, watch: &Watch, number: u32) -> About {
         let named = |kind, name: Option<&str>| About {
@@ -176,47 +162,102 @@ impl Engine {
                 let agent = self.agents.name(number).cloned();
                 About {
                     agent: agent.clone(),
-                    ..named("agent", agent.as_ref().map(AgentId::as_str))
+                    ..named(Kind::Agent, agent.as_ref().map(AgentId::as_str))
                 }
             }
             GroupBy::Execution => {
                 let execution = self.executions.get(number);
                 About {
                     agent: execution.and_then(|e| self.agents.name(e.agent)).cloned(),
-                    ..named("execution", execution.map(|e| e.id.as_str()))
+                    ..named(Kind::Execution, execution.map(|e| e.id.as_str()))
                 }
             }
-            GroupBy::Model => named("model", self.models.name(number).map(|m| m.as_str())),
-            GroupBy::Upstream => named("upstream", self.upstreams.name(number).map(|u| u.as_str())),
-            GroupBy::Fleet => named("fleet", Some("fleet")),
+            GroupBy::Model => named(Kind::Model, self.models.name(number).map(|m| m.as_str())),
+            GroupBy::Upstream => named(Kind::Upstream, self.upstreams.name(number).map(|u| u.as_str())),
+            GroupBy::Fleet => named(Kind::Fleet, Some("fleet")),
         }
     }
 
-    /// Passes on what has changed; the subject of an incident that ended is left in peace for a while.
+    /// Passes on what has changed; the subjects of an incident that ended are left in peace for a while.
     pub(super) fn settle(
         &mut self,
         serial: Serial,
-        outcome: Outcome,
-        by: Option<&str>,
+        mut outcome: Outcome,
+        by_human: bool,
         now: Now,
         out: &mut Vec<Effect>,
     ) {
-        let Some(case) = self.casebook.settle(serial, outcome, out) else {
+        let Some(case) = self.casebook.get_mut(serial) else {
             return;
         };
-        let Some(watch) = self.watches.get_mut(usize::from(case.watch)) else {
+        let notices = std::mem::take(&mut outcome.notices);
+        let agents = case.agents();
+        let whom = Whom {
+            rule: case.rule().as_str(),
+            subject: &case.about.name,
+            agents: &agents,
+            severity: case.severity(),
+        };
+        let silence = self.silences.covering(false, whom, now).cloned();
+        if !notices.is_empty() || outcome.changed {
+            outcome.changed |= case.silence(silence.as_ref(), now);
+        }
+        let mut tell = Vec::with_capacity(notices.len());
+        for notice in notices {
+            // The end is always told: whoever was told of the opening must be able to put it away.
+            if silence.is_some() && notice.event != NoticeEvent::Resolved {
+                continue;
+            }
+            let to = if notice.targets.is_empty() {
+                "all targets".to_owned()
+            } else {
+                notice.targets.join(", ")
+            };
+            case.note(now, "told", format!("{} to {to}", notice.event.wire_name()));
+            tell.push(notice);
+        }
+        if outcome.directives {
+            self.casebook.directives_changed();
+        }
+        if outcome.changed
+            && let Some(case) = self.casebook.get(serial)
+        {
+            out.push(Effect::Changed(case.id.clone()));
+        }
+        out.extend(outcome.asked.into_iter().map(Effect::Asked));
+        out.extend(tell.into_iter().map(|n| Effect::Tell(Box::new(n))));
+        if outcome.ended {
+            self.bury(serial, by_human, now);
+        }
+    }
+
+    /// The subject of a rule is taken in by an incident, or by none.
+    pub(super) fn mark(&mut self, index: u16, number: u32, serial: Option<Serial>) {
+        let watch = self.watches.get_mut(usize::from(index));
+        if let Some(subject) = watch.and_then(|w| w.known_mut(number)) {
+            subject.case = serial;
+        }
+    }
+
+    fn bury(&mut self, serial: Serial, by_human: bool, now: Now) {
+        let Some((watch, members)) = self.casebook.shelve(serial, !by_human) else {
+            return;
+        };
+        let Some(watch) = self.watches.get_mut(usize::from(watch)) else {
             return;
         };
         // What an operator closed must not be opened again by the same samples.
-        let pause = if by.is_some() {
+        let pause = if by_human {
             watch.rule.cooldown.max(watch.rule.window)
         } else {
             watch.rule.cooldown
         };
-        if let Some(subject) = watch.known_mut(case.subject)
-            && subject.case == Some(serial)
-        {
-            subject.keep_quiet(now.mono.after(pause));
+        for member in members {
+            if let Some(subject) = watch.known_mut(member.number)
+                && subject.case == Some(serial)
+            {
+                subject.keep_quiet(now.mono.after(pause));
+            }
         }
     }
 
@@ -224,62 +265,95 @@ impl Engine {
         let Some(case) = self.casebook.get_mut(serial) else {
             return;
         };
-        if now.mono < case.next_look {
+        if now.mono < case.next_look || case.watch == NO_WATCH {
             return;
         }
-        let (subject, side) = (case.subject, case.evidence.side);
         let Some(watch) = self.watches.get_mut(usize::from(case.watch)) else {
             return;
         };
         case.next_look = now
             .mono
             .after(watch.gauge.span.width().clamp(LOOK_EVERY, LOOK_AT_LEAST));
-        let (event, value) = match watch.seen(subject, side, now.mono) {
+        let side = case.evidence.side;
+        let seen = case
+            .members
+            .iter()
+            .map(|m| watch.seen(m.number, side, now.mono))
+            .reduce(|a, b| worse(a, b, side));
+        let (event, value) = match seen.unwrap_or(Seen::Nothing) {
             Seen::Beyond(value) => (Event::Beyond, Some(value)),
             Seen::Between(value) => (Event::Between, value),
             Seen::Back(value) => (Event::Back, Some(value)),
+            // Right after a start nothing was seen yet: that says nothing of what was.
+            Seen::Nothing if now.mono < case.blind_until => (Event::Between, None),
             Seen::Nothing => (Event::NoTraffic, None),
         };
+        let reported = || {
+            let own = case.members.first().map_or(0, |m| m.number);
+            watch.holds_on_reported(own, side, now.mono)
+        };
+        let now_reported = case.held_back && event == Event::Beyond && reported();
+        let before = case.state();
         case.on(event, value, now, outcome);
-        let now_reported =
-            case.held_back && event == Event::Beyond && watch.holds_on_reported(subject, side, now.mono);
-        if now_reported {
+        if before != case.state() && case.state() == IncidentState::Resolved {
+            let Some(mut case) = self.casebook.take(serial) else {
+                return;
+            };
+            self.measure_close(&mut case, now);
+            self.casebook.insert(serial, case);
+        } else if now_reported {
             self.act_late(serial, now, outcome);
         }
     }
 
-    /// What was held back as an estimate has been reported: the plan is carried out now.
-    fn act_late(&mut self, serial: Serial, now: Now, outcome: &mut Outcome) {
-        let Some(mut case) = self.casebook.take(serial) else {
-            return;
+    fn in_maintenance(
+        &self,
+        rule: &crate::types::ids::RuleName,
+        about: &About,
+        severity: crate::types::notice::Severity,
+        now: Now,
+    ) -> bool {
+        let agents: Vec<AgentId> = about.agent.iter().cloned().collect();
+        let whom = Whom {
+            rule: rule.as_str(),
+            subject: &about.name,
+            agents: &agents,
+            severity,
         };
-        let planned = self.plan(&mut case, now.mono, now);
-        case.carry_out(&planned, false, now, outcome);
-        case.tell_update(now, outcome);
-        self.count_action(&planned, now);
-        self.casebook.insert(serial, case);
+        self.silences.covering(true, whom, now).is_some()
+            || silence::weekly(&self.book.conduct.maintenance, whom, now.wall).is_some()
     }
 
-    /// How fast the agent goes and usually went; for the fleet, one agent of it on average.
-    fn pace_of(&self, about: &About, before: Mono, now: Mono) -> (Rate, Option<Rate>) {
-        let number = about.agent.as_ref().and_then(|a| self.agents.known(a.as_str()));
-        if let Some(seen) = number.and_then(|n| self.seen.get(n as usize)) {
-            return (seen.pace.over_last_minute(now), seen.pace.before(before));
+    /// The open incident by its name.
+    pub(super) fn serial_of(&self, id: &IncidentId) -> Option<Serial> {
+        self.casebook.serial_of(id)
+    }
+}
+
+/// The worse of what two subjects say.
+fn worse(a: Seen, b: Seen, side: Side) -> Seen {
+    let rank = |seen: &Seen| match seen {
+        Seen::Beyond(_) => 3,
+        Seen::Between(_) => 2,
+        Seen::Back(_) => 1,
+        Seen::Nothing => 0,
+    };
+    let value = |seen: &Seen| match seen {
+        Seen::Beyond(v) | Seen::Back(v) => Some(*v),
+        Seen::Between(v) => *v,
+        Seen::Nothing => None,
+    };
+    match rank(&a).cmp(&rank(&b)) {
+        std::cmp::Ordering::Greater => a,
+        std::cmp::Ordering::Less => b,
+        std::cmp::Ordering::Equal => {
+            let first = match (value(&a), value(&b), side) {
+                (Some(x), Some(y), Side::Upper) => x >= y,
+                (Some(x), Some(y), Side::Lower) => x <= y,
+                (x, _, _) => x.is_some(),
+            };
+            if first { a } else { b }
         }
-        let mut sum = Rate::default();
-        let mut agents = 0_u32;
-        for seen in &self.seen {
-            let rate = seen.pace.over_last_minute(now);
-            if rate.requests > 0.0 {
-                agents += 1;
-                sum.requests += rate.requests;
-                sum.tokens += rate.tokens;
-            }
-        }
-        let agents = f64::from(agents.max(1));
-        sum.requests /= agents;
-        sum.tokens /= agents;
-        (sum, None)
     }
 }
 
@@ -287,22 +361,13 @@ fn evidence(watch: &Watch, number: u32, side: Side, now: Now) -> Option<Evidence
     let subject = watch.known(number)?;
     let (value, samples) = watch.value_of(subject, now.mono);
     Some(Evidence {
+        metric: Some((watch.gauge.metric, watch.gauge.statistic)),
+        window: watch.rule.window,
         side,
         value: value?,
         threshold: watch.gauge.threshold(side)?,
         baseline: watch.gauge.baseline,
         samples,
+        words: String::new(),
     })
-}
-
-/// Whom the directives of an incident bind, or why nobody.
-fn binds(about: &About) -> Result<Subject, &'static str> {
-    match (&about.agent, about.kind) {
-        (Some(agent), _) if agent.as_str() == AgentId::OVERFLOW => {
-            Err("the subject stands for all agents beyond the bound; none of them is to blame alone")
-        }
-        (Some(agent), _) => Ok(Subject::Agent(agent.clone())),
-        (None, "fleet") => Ok(Subject::Fleet),
-        (None, _) => Err("directives bind an agent or the fleet, and this incident is about neither"),
-    }
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::types::ids::{ActionName, Generation, RuleName};
+use serde::{Deserialize, Serialize};
+
+use crate::types::ids::{ActionName, Generation, RuleName, UpstreamName};
 use crate::types::notice::Severity;
 
 /// All rules and actions in force; immutable, replaced by a reload.
@@ -16,8 +18,75 @@ pub struct Rulebook {
     pub rules: Vec<Arc<Rule>>,
     /// The chains that rules name, built-in ones included. Every `Rule::action` is a key of it.
     pub actions: BTreeMap<ActionName, Action>,
-    /// Actions that may be started in one hour, all rules together, before automation stops and only tells.
+    /// Actions that may be started in one hour, all rules together, before every step waits for a human.
     pub max_actions_per_hour: u32,
+    /// Whether automation is stopped by the configuration: every step waits for a human.
+    pub brake: bool,
+    /// How incidents are put together, brought back and kept quiet.
+    pub conduct: Conduct,
+}
+
+/// How incidents are put together, brought back and kept quiet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conduct {
+    /// Whether agents that fail at the same upstream at the same time become one incident about the upstream.
+    pub correlate: bool,
+    /// A breach that comes back this soon after its incident was resolved reopens it.
+    pub reopen_within: Duration,
+    /// So many relapses and reopenings within an hour mean that the incident flaps.
+    pub flaps_after: u32,
+    /// What a version must have shown to be a good one.
+    pub good_version: GoodVersion,
+    /// Windows that come again every week.
+    pub maintenance: Vec<Maintenance>,
+}
+
+impl Default for Conduct {
+    fn default() -> Self {
+        Self {
+            correlate: true,
+            reopen_within: Duration::from_secs(600),
+            flaps_after: 3,
+            good_version: GoodVersion::default(),
+            maintenance: Vec::new(),
+        }
+    }
+}
+
+/// What a version must have shown to be a good one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GoodVersion {
+    /// Exchanges that it answered.
+    pub min_exchanges: u64,
+    /// Over how long at least.
+    pub min_age: Duration,
+    /// Largest share (0 to 1) of exchanges that failed.
+    pub max_error_rate: f64,
+}
+
+impl Default for GoodVersion {
+    fn default() -> Self {
+        Self {
+            min_exchanges: 50,
+            min_age: Duration::from_secs(600),
+            max_error_rate: 0.05,
+        }
+    }
+}
+
+/// A window that comes again every week, in UTC, in which nothing is opened for those it covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Maintenance {
+    /// Its name.
+    pub name: String,
+    /// Whom it covers.
+    pub matcher: super::silence::Matcher,
+    /// Days on which it begins, Monday first.
+    pub days: [bool; 7],
+    /// When it begins, in seconds of the day.
+    pub from: u32,
+    /// How long it lasts.
+    pub length: Duration,
 }
 
 /// A condition on one metric.
@@ -66,7 +135,7 @@ pub struct Rule {
 }
 
 /// How far a rule may go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum Mode {
     /// Counted, nobody is told.
     Shadow,
@@ -80,7 +149,7 @@ pub enum Mode {
 }
 
 /// What is measured. A closed set; `parse` and `name` are inverse.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Metric {
     /// Input and output tokens of one execution so far.
     TokensPerExecution,
@@ -139,7 +208,7 @@ pub enum Metric {
 }
 
 /// How the values of a window become one.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Statistic {
     /// Arithmetic mean.
     Mean,
@@ -192,25 +261,39 @@ pub enum GroupBy {
 }
 
 /// A named chain of steps.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Action {
     /// In the order they are taken.
     pub steps: Vec<Step>,
 }
 
 /// One step of a chain.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     /// What is done.
     pub kind: StepKind,
     /// Whether a human must agree first.
     pub approval: Approval,
+    /// How long a question to a human stands.
+    pub approval_timeout: Duration,
+    /// What its end means.
+    pub on_timeout: OnTimeout,
     /// How long its directive lives at most; it is renewed while the incident is open and lifted when it closes.
     pub lease: Duration,
+    /// After how long the step is judged; the next step waits for that. `None`: the next step is taken at once, and the
+    /// step is judged after a whole window of the rule.
+    pub verify_after: Option<Duration>,
+    /// What counts as success.
+    pub success: Success,
+    /// What happens when it did not work.
+    pub on_failure: OnFailure,
+    /// How many may be bound without asking.
+    pub blast_radius: BlastRadius,
 }
 
 /// What a step does.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StepKind {
     /// Rates that the agent must keep within. `None`: derived from its rate before the incident.
     Throttle {
@@ -224,36 +307,203 @@ pub enum StepKind {
         /// The bound.
         max_in_flight: u32,
     },
+    /// Smaller embedding calls, fewer answers at once.
+    ReduceBatch {
+        /// Inputs in one upstream call.
+        max_inputs: u32,
+        /// Answers asked for at once (`n`); `None` leaves them alone.
+        max_choices: Option<u32>,
+        /// Exchanges in flight; `None` leaves them alone.
+        max_in_flight: Option<u32>,
+    },
+    /// Shorter answers.
+    CapOutput {
+        /// Output tokens of one exchange.
+        max_tokens: u32,
+        /// Whether a stream that has written more is ended.
+        cut_streams: bool,
+    },
     /// A cheaper model.
     DowngradeModel {
         /// A fixed target; `None` asks the model table.
         to: Option<String>,
+    },
+    /// Another upstream.
+    Reroute {
+        /// Which.
+        to: UpstreamName,
+    },
+    /// More patience with the upstream.
+    ExtendTimeouts {
+        /// In hundredths of the configured times.
+        percent: u16,
+    },
+    /// Other parameters.
+    SetParameters {
+        /// Name and value.
+        set: BTreeMap<String, serde_json::Value>,
+    },
+    /// Back to the last version that was good.
+    Rollback {
+        /// How it is done.
+        by: RollbackBy,
+    },
+    /// Send nothing at all.
+    Contain,
+    /// Ask another system to do something: a signed call to an alert target.
+    RunWebhook {
+        /// The target's name.
+        target: String,
+        /// What it is asked to do.
+        action: String,
     },
     /// Tell these alert targets; empty means all.
     Notify {
         /// Names of targets.
         targets: Vec<String>,
     },
-    /// Tell the on-call: a notice of critical severity, repeated until the incident is over.
+    /// Tell the on-call: a notice of critical severity, repeated until somebody acknowledges or the incident is over.
     Escalate {
-        /// Names of targets.
-        targets: Vec<String>,
+        /// Who is told at each level; an empty list of names means all targets.
+        levels: Vec<Level>,
         /// Pause between repetitions.
         repeat_every: Duration,
     },
-    /// A step that this version knows by name but cannot carry out yet: reported as such, never silently skipped.
-    NotYetAvailable {
-        /// The step's name in the configuration.
-        name: String,
+}
+
+/// A level of the on-call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Level {
+    /// How long after the escalation began it is told.
+    pub after: Duration,
+    /// Names of targets; empty means all.
+    pub targets: Vec<String>,
+}
+
+/// How an agent is brought back to a good version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RollbackBy {
+    /// Its model and parameters (and system prompt, where that is kept) are put into its requests.
+    Restore,
+    /// Its requests go to the upstream that serves the good version.
+    Reroute {
+        /// Which.
+        to: UpstreamName,
+    },
+    /// A deployment system is asked to do it, by a signed call to an alert target.
+    Webhook {
+        /// The target's name.
+        target: String,
     },
 }
 
+/// What counts as success of a step, on what was seen since it was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Success {
+    /// The metric is within its threshold.
+    #[default]
+    WithinThreshold,
+    /// The metric is better by this share (0 to 1) of what it was when the step was taken.
+    ImprovedBy(f64),
+}
+
+/// What happens when a step did not work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// It stays in force and the next step is taken.
+    #[default]
+    Next,
+    /// It is lifted and the next step is taken.
+    Revert,
+    /// It stays in force, the on-call is told, and no further step is taken.
+    Escalate,
+}
+
+/// What the end of a question means when nobody answered it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// The step is not taken.
+    #[default]
+    Deny,
+    /// The step is taken.
+    Approve,
+    /// The question stands, and people are told again.
+    Keep,
+}
+
+/// How many agents a step may bind, together with what binds agents by the same kind of step already, before a human
+/// has to agree.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct BlastRadius {
+    /// Agents.
+    pub max_agents: Option<u32>,
+    /// Share (0 to 1) of the agents seen in the last hour.
+    pub max_share: Option<f64>,
+}
+
 /// Whether a human must agree to a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Approval {
     /// It runs by itself.
     #[default]
     Automatic,
     /// It waits for a human.
     Required,
+}
+
+impl StepKind {
+    /// Its name in the configuration.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Throttle { .. } => "throttle",
+            Self::CapConcurrency { .. } => "cap_concurrency",
+            Self::ReduceBatch { .. } => "reduce_batch",
+            Self::CapOutput { .. } => "cap_output",
+            Self::DowngradeModel { .. } => "downgrade_model",
+            Self::Reroute { .. } => "reroute",
+            Self::ExtendTimeouts { .. } => "extend_timeouts",
+            Self::SetParameters { .. } => "set_parameters",
+            Self::Rollback { .. } => "rollback",
+            Self::Contain => "contain",
+            Self::RunWebhook { .. } => "run_webhook",
+            Self::Notify { .. } => "notify",
+            Self::Escalate { .. } => "escalate",
+        }
+    }
+
+    /// Whether a human has to agree where the configuration does not say: what changes answers or stops an agent.
+    pub const fn usual_approval(&self) -> Approval {
+        match self {
+            Self::DowngradeModel { .. }
+            | Self::Reroute { .. }
+            | Self::SetParameters { .. }
+            | Self::Contain => Approval::Required,
+            _ => Approval::Automatic,
+        }
+    }
+}
+
+impl Step {
+    /// How long a question to a human stands where the configuration does not say.
+    pub const APPROVAL_TIMEOUT: Duration = Duration::from_secs(900);
+
+    /// A step of a kind with everything else as it is where the configuration does not say.
+    pub fn new(kind: StepKind, lease: Duration) -> Self {
+        Self {
+            approval: kind.usual_approval(),
+            kind,
+            approval_timeout: Self::APPROVAL_TIMEOUT,
+            on_timeout: OnTimeout::default(),
+            lease,
+            verify_after: None,
+            success: Success::default(),
+            on_failure: OnFailure::default(),
+            blast_radius: BlastRadius::default(),
+        }
+    }
 }

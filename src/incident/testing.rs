@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use super::effect::Effect;
 use super::engine::{Bounds, Engine};
-use super::input::Input;
+use super::input::{Acted, Input, NotActed, OperatorAct};
 use super::record::{IncidentRecord, IncidentState};
+use super::restore::Remains;
 use super::rule::{
-    Action, Approval, Baseline, GroupBy, Metric, Mode, Rule, Rulebook, Step, StepKind, Threshold,
+    Action, Approval, Baseline, Conduct, GroupBy, Metric, Mode, Rule, Rulebook, Step, StepKind, Threshold,
 };
-use crate::types::directive::DirectiveSet;
+use crate::types::directive::{DirectiveSet, Sender};
 use crate::types::ids::Generation;
 use crate::types::notice::{Notice, Severity};
 use crate::types::observation::{IdentitySource, Observation, Outcome};
@@ -100,9 +101,8 @@ pub(crate) fn rule(name: &str, metric: Metric) -> Rule {
 /// A step that runs by itself, for five minutes at a time.
 pub(crate) fn step(kind: StepKind) -> Step {
     Step {
-        kind,
         approval: Approval::Automatic,
-        lease: Duration::from_secs(300),
+        ..Step::new(kind, Duration::from_secs(300))
     }
 }
 
@@ -125,6 +125,12 @@ pub(crate) fn book(rules: impl IntoIterator<Item = Rule>) -> Rulebook {
         rules: rules.into_iter().map(Arc::new).collect(),
         actions: [("act".into(), act)].into(),
         max_actions_per_hour: 100,
+        brake: false,
+        // What comes back is another incident; tests of what reopens one say so.
+        conduct: Conduct {
+            reopen_within: Duration::ZERO,
+            ..Conduct::default()
+        },
     }
 }
 
@@ -173,6 +179,22 @@ impl Driven {
 
     pub(crate) fn step(&mut self, input: Input) {
         self.engine.step(self.now(), input, &mut self.out);
+        self.perform();
+    }
+
+    pub(crate) fn operate(&mut self, act: OperatorAct) -> Result<Acted, NotActed> {
+        let acted = self.engine.operate(self.now(), act, &mut self.out);
+        self.perform();
+        acted
+    }
+
+    pub(crate) fn restore(&mut self, remains: Remains) -> Vec<String> {
+        let unreadable = self.engine.restore(remains, self.now(), &mut self.out);
+        self.perform();
+        unreadable
+    }
+
+    fn perform(&mut self) {
         for effect in self.out.drain(..) {
             match effect {
                 Effect::Publish(set) => {
@@ -181,7 +203,7 @@ impl Driven {
                     self.published += 1;
                 }
                 Effect::Tell(notice) => self.notices.push(*notice),
-                Effect::Changed(_) => {}
+                _ => {}
             }
         }
     }
@@ -231,7 +253,14 @@ impl Driven {
     /// What an agent must obey, in words.
     pub(crate) fn orders(&self, agent: &str) -> Vec<String> {
         self.set
-            .of(agent, self.now().mono)
+            .of(
+                Sender {
+                    agent,
+                    execution: "",
+                    version: None,
+                },
+                self.now().mono,
+            )
             .map(|d| super::plan::describe(&d.order))
             .collect()
     }

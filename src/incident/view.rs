@@ -7,7 +7,7 @@ use super::engine::Engine;
 use super::gauge::Judgement;
 use super::record::{AgentStatus, RuleStatus, SubjectStatus};
 use super::rule::Mode;
-use crate::types::directive::{Directive, Subject as Bound};
+use crate::types::directive::Directive;
 use crate::types::ids::{AgentId, IncidentId};
 use crate::types::time::Mono;
 
@@ -58,18 +58,18 @@ impl Engine {
         let mut directives: BTreeMap<&AgentId, Vec<Directive>> = BTreeMap::new();
         let mut everyone: Vec<Directive> = Vec::new();
         for (_, case) in self.casebook.iter() {
-            if let Some(agent) = &case.about.agent {
+            for agent in case.members.iter().filter_map(|m| m.agent.as_ref()) {
                 incidents.entry(agent).or_default().push(case.id.clone());
             }
             for directive in case.directives().filter(|d| d.until > now) {
-                match &directive.subject {
-                    Bound::Agent(agent) => {
+                match directive.subject.agent() {
+                    Some(agent) => {
                         directives
                             .entry(agent)
                             .or_default()
                             .push(Directive::clone(directive));
                     }
-                    Bound::Fleet => everyone.push(Directive::clone(directive)),
+                    None => everyone.push(Directive::clone(directive)),
                 }
             }
         }
@@ -89,7 +89,8 @@ impl Engine {
                     requests_per_minute: rate.requests,
                     incidents: incidents.get(agent).cloned().unwrap_or_default(),
                     directives: obeys,
-                    version: seen.version.as_ref().map(ToString::to_string),
+                    version: seen.versions.in_use().map(ToString::to_string),
+                    versions: seen.versions.records(agent, &self.book.conduct.good_version),
                 })
             })
             .collect();

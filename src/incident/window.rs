@@ -238,6 +238,33 @@ impl Window {
         sketch::at_rank(&counts, rank)
     }
 
+    /// The sums at `tick` of what was added after bucket `after`.
+    pub(crate) fn totals_since(&self, tick: u64, after: u64) -> Totals {
+        let mut totals = Totals::default();
+        for bucket in self.since(tick, after) {
+            totals.change(&Bucket::default(), bucket);
+        }
+        totals
+    }
+
+    /// The value of the `rank`-th smallest (from 1) at `tick` of what was added after bucket `after`, in steps.
+    pub(crate) fn at_rank_since(&self, tick: u64, after: u64, rank: u64) -> Option<f64> {
+        let own: usize = self.since(tick, after).map(|b| b.points as usize).sum();
+        let from = self.points.len().saturating_sub(own);
+        let mut counts: Vec<Count> = self.points.range(from..).copied().collect();
+        let left = sketch::merge(&mut counts);
+        counts.truncate(left);
+        sketch::at_rank(&counts, rank)
+    }
+
+    /// Buckets after `after` that are not too old at `tick`; they are the last ones.
+    fn since(&self, tick: u64, after: u64) -> impl Iterator<Item = &Bucket> {
+        self.older
+            .iter()
+            .chain((!self.is_empty()).then_some(&self.current))
+            .filter(move |b| b.tick > after && b.tick.saturating_add(BUCKETS) > tick)
+    }
+
     /// Counts again what lies beyond the marks, which have moved; values are then known to 0.4 % only.
     pub(crate) fn remark(&mut self, marks: Marks) {
         let mut points = self.points.iter();

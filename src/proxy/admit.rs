@@ -11,6 +11,7 @@ use super::worker::Worker;
 use crate::enforce::gate::{Permit, Verdict, admit};
 use crate::enforce::slots::AgentSlot;
 use crate::enforce::snapshot::Snapshot;
+use crate::types::directive::Sender;
 use crate::types::time::Mono;
 
 /// Leave to go on, and how long it took to get it.
@@ -28,6 +29,7 @@ pub(super) async fn pass(
     worker: &Worker,
     snapshot: &mut Arc<Snapshot>,
     slot: &Arc<AgentSlot>,
+    sender: Sender<'_>,
     estimate: u64,
     started: Mono,
 ) -> Result<Admitted, Problem> {
@@ -38,7 +40,7 @@ pub(super) async fn pass(
     let mut now = started;
     loop {
         let held = now.since(started);
-        let directives = snapshot.directives.of(slot.agent().as_str(), now);
+        let directives = snapshot.directives.of(sender, now);
         let why = match admit(slot, directives, &shared.clock, estimate) {
             Verdict::Open(permit) => {
                 return Ok(Admitted {

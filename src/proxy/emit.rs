@@ -38,6 +38,8 @@ pub(super) struct Account {
     pub(super) estimated_input: u64,
     pub(super) permit: Option<Permit>,
     pub(super) meter: Option<Meter>,
+    /// What answers said that came before the one that is metered, where one request became several.
+    pub(super) earlier: Option<Box<Measured>>,
     pub(super) status: u16,
     pub(super) outcome: Option<Outcome>,
     pub(super) error: Option<(String, String)>,
@@ -72,6 +74,15 @@ impl Account {
         self.outcome.get_or_insert(outcome);
     }
 
+    /// Adds what an answer said that is not the last one to this request.
+    pub(super) fn add_earlier(&mut self, measured: Measured) {
+        let all = match self.earlier.take() {
+            None => measured,
+            Some(earlier) => earlier.and(measured),
+        };
+        self.earlier = Some(Box::new(all));
+    }
+
     fn settle(&mut self) {
         let worker = Rc::clone(&self.worker);
         let shared = &worker.shared;
@@ -91,6 +102,17 @@ impl Account {
         let measured = meter
             .map(|m| m.finish(if whole { Ended::Whole } else { Ended::BrokenOff }))
             .unwrap_or_default();
+        let measured = match self.earlier.take() {
+            None => measured,
+            Some(earlier) => {
+                let mut all = earlier.and(measured);
+                if !whole {
+                    // What was on its way when it ended was used as well.
+                    all.usage_source = all.usage_source.with(UsageSource::Partial);
+                }
+                all
+            }
+        };
         if let Some(id) = measured.answer_id.as_deref().filter(|_| !self.may_continue) {
             self.may_continue = true;
             self.remember_answer(id, now.mono);

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 
@@ -16,14 +16,16 @@ use super::forward::{Forwarded, Outgoing, forward, peek};
 use super::headers::strip_answer;
 use super::identify::{Clues, identify};
 use super::observe::{Answer, Relay};
+use super::orders::{self, Changes};
 use super::reply::{Problem, refuse};
-use super::rewrite::{Downgraded, Prepared, prepare};
+use super::rewrite::{Prepared, prepare};
 use super::upstream::AnswerBody;
 use super::watched::InFlight;
-use super::{admit, identify::Identity, switch};
+use super::{admit, batch, identify::Identity, switch};
 use crate::dialect::include_usage::{Hider, refusal_names_stream_options};
 use crate::dialect::meter::{AnswerHead, Meter, MeterOptions};
 use crate::dialect::request::RequestFacts;
+use crate::enforce::policy::Timeouts;
 use crate::enforce::snapshot::Snapshot;
 use crate::types::ids::RequestId;
 use crate::types::observation::{ActionTaken, Outcome};
@@ -76,6 +78,14 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     let mut account = open_account(
         &worker, &snapshot, request_id, identity, &head, facts, started, complete,
     );
+    worker.noted.look(
+        &worker.shared,
+        &account.identity,
+        &head.route,
+        facts,
+        bytes.map(|b| &**b),
+        complete,
+    );
     let content = match content {
         Ok(content) => content,
         Err(problem) => return answer_problem(account, &head, problem, in_flight),
@@ -88,7 +98,8 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
         // A body that cannot be read is not free: what it really uses is settled afterwards.
         estimate = estimate.max(1);
     }
-    let now = match admit::pass(&worker, &mut snapshot, &slot, estimate, complete).await {
+    let sender = account.identity.sender();
+    let now = match admit::pass(&worker, &mut snapshot, &slot, sender, estimate, complete).await {
         Ok(admitted) => {
             account.permit = Some(admitted.permit);
             if admitted.held > Duration::from_millis(1) {
@@ -110,11 +121,10 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
 
     // Rewrite.
     let seen = content.seen.clone();
-    let agent = account.identity.agent.clone();
-    let prepared = match prepare(
+    let mut prepared = match prepare(
         &worker,
         &snapshot,
-        agent.as_str(),
+        account.identity.sender(),
         now,
         &head,
         content,
@@ -125,7 +135,23 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     };
 
     // Forward.
-    let timeouts = head.upstream.timeouts;
+    let sender = account.identity.sender();
+    let timeouts = orders::timeouts(
+        &snapshot,
+        sender,
+        now,
+        head.upstream.timeouts,
+        &mut account.actions,
+    );
+    if let Some(split) = prepared.split.take() {
+        let parts = batch::Parts {
+            head,
+            prepared,
+            split,
+            timeouts,
+        };
+        return Box::pin(batch::serve(&connection, account, parts, in_flight)).await;
+    }
     let whole = timeouts.total.map(|t| started.after(t));
     let mut alarm = Alarm::new(
         clock.clone(),
@@ -137,7 +163,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
         alarm.mind(Rc::clone(seen), timeouts.idle);
     }
     account.times.forwarded = Some(alarm.last_heard());
-    let (head, downgraded, sent) = send(&worker, &snapshot, head, prepared, &mut alarm).await;
+    let (head, changes, sent) = send(&worker, &snapshot, head, prepared, &mut alarm).await;
     let sent = match sent {
         Ok(sent) => sent,
         Err(problem) => {
@@ -157,7 +183,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     if !sent.usage_asked {
         account.actions.retain(|a| *a != ActionTaken::UsageRequested);
     }
-    observe(account, sent, alarm, downgraded.as_ref(), in_flight)
+    observe(account, sent, alarm, changes.as_deref(), timeouts, in_flight)
 }
 
 /// Answers a request for another protocol: what comes after it is relayed and not read.
@@ -186,13 +212,13 @@ async fn switch_protocol(
 }
 
 /// An answer whose head is there.
-struct Sent {
-    forwarded: Forwarded,
-    incoming: AnswerBody,
+pub(super) struct Sent {
+    pub(super) forwarded: Forwarded,
+    pub(super) incoming: AnswerBody,
     /// Usage was asked for on the client's behalf and has to be taken out of the answer.
-    usage_asked: bool,
+    pub(super) usage_asked: bool,
     /// The answer is a JSON document and no stream.
-    document: bool,
+    pub(super) document: bool,
 }
 
 #[expect(
@@ -220,6 +246,7 @@ fn open_account(
         estimated_input: facts.estimated_input,
         permit: None,
         meter: None,
+        earlier: None,
         status: 0,
         outcome: None,
         error: None,
@@ -245,13 +272,14 @@ async fn send(
     mut head: Box<Head>,
     prepared: Prepared,
     alarm: &mut Alarm,
-) -> (Box<Head>, Option<Downgraded>, Result<Sent, Problem>) {
+) -> (Box<Head>, Option<Box<Changes>>, Result<Sent, Problem>) {
     let Prepared {
         body,
         path,
         changed,
         without_usage,
-        downgraded,
+        changes,
+        split: _,
     } = prepared;
     let headers = std::mem::take(&mut head.parts.headers);
     let query = head.parts.uri.query();
@@ -260,7 +288,7 @@ async fn send(
     let outgoing = Outgoing::new(&snapshot.policy, &head.upstream, method, path, query, headers);
     let mut outgoing = match outgoing {
         Ok(outgoing) => outgoing,
-        Err(problem) => return (head, downgraded, Err(problem)),
+        Err(problem) => return (head, changes, Err(problem)),
     };
     outgoing.frame(&body, changed);
     let result = async {
@@ -304,15 +332,16 @@ async fn send(
         Ok(Sent { forwarded, incoming, usage_asked: false, document: false })
     }
     .await;
-    (head, downgraded, result)
+    (head, changes, result)
 }
 
 /// Makes the client's answer of the upstream's.
-fn observe(
+pub(super) fn observe(
     mut account: Box<Account>,
     sent: Sent,
     mut alarm: Alarm,
-    downgraded: Option<&Downgraded>,
+    changes: Option<&Changes>,
+    timeouts: Timeouts,
     in_flight: InFlight,
 ) -> Response<Answer> {
     let Sent {
@@ -321,8 +350,8 @@ fn observe(
         usage_asked,
         document,
     } = sent;
-    alarm.allow(account.upstream.timeouts.idle);
-    account.times.first_byte = Some(alarm.last_heard());
+    alarm.allow(timeouts.idle);
+    account.times.first_byte.get_or_insert(alarm.last_heard());
     let policy = &account.snapshot.policy;
     let status = forwarded.head.status;
     account.status = status.as_u16();
@@ -350,27 +379,12 @@ fn observe(
     if hide {
         headers.remove(CONTENT_LENGTH);
     }
-    if let Some(change) = downgraded {
-        say_downgrade(headers, change, &account.request_id);
+    if let Some(changes) = changes {
+        changes.say(headers, &account.request_id);
     }
     let hider = hide.then(Hider::new);
     let relay = Relay::new(forwarded, incoming, account, alarm, hider, in_flight);
     response.map(|()| Answer::Relay(relay))
-}
-
-/// Names the change of model in the answer, so that nobody has to wonder about it.
-fn say_downgrade(headers: &mut http::HeaderMap, change: &Downgraded, request_id: &RequestId) {
-    for (name, value) in [
-        ("x-fusebox-action", "downgrade_model"),
-        ("x-fusebox-model-requested", change.from.as_str()),
-        ("x-fusebox-model-used", change.to.as_str()),
-        ("x-fusebox-incident", change.incident.as_str()),
-        ("x-fusebox-request-id", request_id.as_str()),
-    ] {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            headers.insert(HeaderName::from_static(name), value);
-        }
-    }
 }
 
 /// Whether an answer says of itself that it is a JSON document.
@@ -380,7 +394,7 @@ fn is_called_json(headers: &http::HeaderMap) -> bool {
         .is_some_and(|v| v.as_bytes().starts_with(b"application/json"))
 }
 
-fn answer_problem(
+pub(super) fn answer_problem(
     mut account: Box<Account>,
     head: &Head,
     problem: Problem,
@@ -406,7 +420,9 @@ fn answer_problem(
         | Problem::UploadStalled(_)
         | Problem::TooLong => Outcome::Timeout,
         Problem::Connect(super::upstream::ConnectError::Timeout(_)) => Outcome::Timeout,
-        Problem::Connect(_) | Problem::Upstream(_) | Problem::BadRefusal(_) => Outcome::UpstreamError,
+        Problem::Connect(_) | Problem::Upstream(_) | Problem::BadRefusal(_) | Problem::CannotMerge(_) => {
+            Outcome::UpstreamError
+        }
         Problem::ClientGone => Outcome::ClientAbort,
         _ => Outcome::Refused,
     });
@@ -427,6 +443,9 @@ fn log(account: &Account, problem: &Problem, code: &'static str) {
             tracing::warn!(%agent, %upstream, code, error = %e, "cannot reach the upstream");
         }
         Problem::Upstream(e) => tracing::warn!(%agent, %upstream, code, error = %e, "upstream failed"),
+        Problem::CannotMerge(why) => {
+            tracing::warn!(%agent, %upstream, code, why, "a batch in parts failed");
+        }
         Problem::BadRefusal(why) => tracing::warn!(%agent, %upstream, code, why, "upstream failed"),
         Problem::UpstreamTimeout(_)
         | Problem::UpstreamSilent(_)

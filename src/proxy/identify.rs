@@ -20,6 +20,7 @@ use crate::dialect::table::{Api, Route};
 use crate::enforce::policy::{AgentSource, IdentityPolicy, Policy, Upstream};
 use crate::enforce::slots::AgentSlot;
 use crate::telemetry::metrics::{ExchangeLabels, ExchangeMetrics};
+use crate::types::directive::Sender;
 use crate::types::ids::{AgentId, AgentVersion, ExecutionId, Generation, ModelName, RequestId};
 use crate::types::observation::IdentitySource;
 
@@ -42,6 +43,17 @@ pub(super) struct Identity {
     pub(super) execution_source: IdentitySource,
     pub(super) slot: Arc<AgentSlot>,
     pub(super) kind: Rc<Kind>,
+}
+
+impl Identity {
+    /// Whose directives bind it.
+    pub(super) fn sender(&self) -> Sender<'_> {
+        Sender {
+            agent: self.agent.as_str(),
+            execution: self.execution.as_str(),
+            version: self.version.as_ref().map(AgentVersion::as_str),
+        }
+    }
 }
 
 /// What the exchange before resolved to; the next one of a connection is mostly like it.

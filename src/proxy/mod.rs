@@ -8,11 +8,12 @@
 //! | arrive | `arrive.rs` | head and body | `Arrived`: which API, what the body says |
 //! | identify | `identify.rs` | `Arrived` | who it is, which version, which execution |
 //! | admit | `admit.rs` | who, directives | a permit, or a refusal |
-//! | rewrite | `rewrite.rs` | body, directives | `Prepared`: what is sent |
+//! | rewrite | `rewrite.rs`, `orders.rs` | body, directives | `Prepared`: what is sent |
 //! | forward | `forward.rs` | `Prepared` | the head of an answer |
 //! | observe | `observe.rs` | an answer's body | the same bytes, metered |
 //! | emit | `emit.rs` | the end | one observation, totals, settled limits |
 //!
+//! An embedding call that a directive splits leaves it after `rewrite`: `batch.rs` sends its parts through `forward`.
 //! A WebSocket leaves this way after `admit`: `switch.rs` relays its bytes. Answers of fusebox itself are made in `reply.rs`.
 //! What `watched.rs` sees of a connection's bytes is told to the clocks, and to `framing.rs`, which looks for two lengths.
 
@@ -20,6 +21,7 @@ mod accept;
 mod admit;
 mod alarm;
 mod arrive;
+mod batch;
 mod body;
 mod certificate;
 mod connection;
@@ -31,7 +33,9 @@ mod framing;
 mod headers;
 mod identify;
 mod local;
+mod noted;
 mod observe;
+mod orders;
 mod reply;
 mod rewrite;
 mod run;

@@ -43,6 +43,8 @@ pub(super) enum Problem {
     Overloaded,
     /// A directive has to change the request, and it cannot be changed.
     CannotRewrite(String),
+    /// A batch was sent in parts, and the answers do not make one.
+    CannotMerge(String),
     /// The upstream could not be reached.
     Connect(ConnectError),
     /// The upstream broke before it answered.
@@ -212,6 +214,12 @@ fn words(problem: &Problem) -> Words {
                  send it uncompressed with one `model` that is a string"
             ),
         ),
+        Problem::CannotMerge(why) => words(
+            502,
+            RefusalKind::UpstreamUnreachable,
+            "fusebox_cannot_merge",
+            format!("fusebox sent this batch in parts because of an incident and cannot put the answers together: {why}"),
+        ),
         Problem::Connect(ConnectError::Timeout(limit)) => words(
             504,
             RefusalKind::UpstreamTimeout,
@@ -322,6 +330,11 @@ mod tests {
             ),
             (Problem::TooLong, 504, &["timeouts.total"]),
             (
+                Problem::CannotMerge("too few".into()),
+                502,
+                &["incident", "in parts", "too few"],
+            ),
+            (
                 Problem::BadRefusal("too much".into()),
                 502,
                 &["switch protocols", "too much"],
@@ -334,7 +347,7 @@ mod tests {
             }
             assert_eq!(
                 words.message.contains("incident"),
-                matches!(problem, Problem::CannotRewrite(_)),
+                matches!(problem, Problem::CannotRewrite(_) | Problem::CannotMerge(_)),
                 "{problem:?}: {}",
                 words.message
             );

@@ -11,11 +11,13 @@ use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
 use super::drain::Drain;
+use super::noted::Noted;
 use super::upstream::Pools;
 use crate::clock::Clock;
 use crate::enforce::chains::Chains;
 use crate::enforce::slots::Slots;
 use crate::enforce::snapshot::{CachedReader, Reader, Snapshot};
+use crate::enforce::versions::Versions;
 use crate::telemetry::metrics::Metrics;
 use crate::types::ids::{RequestId, UpstreamName};
 use crate::types::observation::Report;
@@ -40,6 +42,8 @@ pub struct Shared {
     pub waiting: Arc<AtomicUsize>,
     /// Which execution an answer belongs to, for the requests that go on from it.
     pub chains: Chains,
+    /// What versions of agents are made of.
+    pub versions: Arc<Versions>,
     /// Upstreams that refused to report usage in streams when asked.
     pub unwilling: Unwilling,
     /// Names for exchanges whose client gave none.
@@ -50,6 +54,8 @@ pub struct Shared {
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) pools: Pools,
+    /// Versions that were looked at lately.
+    pub(super) noted: Noted,
     reader: RefCell<CachedReader>,
 }
 
@@ -80,6 +86,7 @@ impl Worker {
         let reader = RefCell::new(shared.reader.cached());
         Rc::new(Self {
             pools: Pools::new(shared.clock.clone()),
+            noted: Noted::default(),
             shared,
             reader,
         })

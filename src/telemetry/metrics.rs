@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::exchange::Exchanges;
 pub use super::exchange::{ExchangeLabels, ExchangeMetrics};
+use super::ledger::LedgerMetrics;
 use crate::types::notice::Severity;
 use crate::types::time::Wall;
 
@@ -42,6 +43,7 @@ pub struct Metrics {
     directives: Level,
     connections: Level,
     waiting: Level,
+    ledger: LedgerMetrics,
 }
 
 /// A label of something that happens rarely; its values come from the configuration or from the code.
@@ -84,6 +86,7 @@ impl Metrics {
             directives: Level::default(),
             connections: Level::default(),
             waiting: Level::default(),
+            ledger: LedgerMetrics::default(),
         };
         // What can be named now is there with zero from the start: alerts on its increase then see the first one.
         for severity in SEVERITIES {
@@ -172,6 +175,7 @@ impl Metrics {
             "What is running",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
+        self.ledger = LedgerMetrics::registered(r);
         self
     }
 
@@ -241,6 +245,11 @@ impl Metrics {
         self.directives.set(directives);
         self.connections.set(connections);
         self.waiting.set(waiting);
+    }
+
+    /// What the ledger counts.
+    pub fn ledger(&self) -> &LedgerMetrics {
+        &self.ledger
     }
 
     /// The text for a scrape, in OpenMetrics 1.0.

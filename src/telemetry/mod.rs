@@ -2,5 +2,6 @@
 
 mod exchange;
 mod histogram;
+pub mod ledger;
 pub mod logs;
 pub mod metrics;

@@ -34,6 +34,12 @@ macro_rules! name {
             }
         }
 
+        impl From<Arc<str>> for $name {
+            fn from(text: Arc<str>) -> Self {
+                Self(text)
+            }
+        }
+
         impl Borrow<str> for $name {
             fn borrow(&self) -> &str {
                 &self.0
@@ -89,6 +95,14 @@ name!(
 name!(
     /// A lease: the life of one directive.
     LeaseId
+);
+name!(
+    /// A question to a human: may this step be taken?
+    ApprovalId
+);
+name!(
+    /// A silence or a maintenance window.
+    SilenceId
 );
 name!(
     /// One exchange, as the client or fusebox named it.

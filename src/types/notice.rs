@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::ids::{IncidentId, RuleName};
+use super::ids::{AgentId, IncidentId, RuleName};
 use super::time::Wall;
 
 /// What a human is told about an incident. Holds no content of any exchange.
@@ -30,6 +30,59 @@ pub struct Notice {
     /// Names of the alert targets to tell; empty means all.
     #[serde(default)]
     pub targets: Vec<String>,
+    /// The agents it concerns.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agents: Vec<AgentId>,
+    /// The incident's page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+    /// What a human is asked to decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalAsk>,
+    /// What another system is asked to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remediation: Option<RemediationAsk>,
+    /// Level of the on-call that is told; 0 is the first.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub level: u8,
+    /// Who has taken charge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acknowledged_by: Option<String>,
+}
+
+/// A question to a human.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ApprovalAsk {
+    /// Its name, for the answer.
+    pub id: String,
+    /// What would be done.
+    pub what: String,
+    /// Why it is asked for.
+    pub why: String,
+    /// When the question is void.
+    pub expires: Wall,
+    /// What happens then: `deny`, `approve` or `keep`.
+    pub on_timeout: String,
+    /// Where it is answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+}
+
+/// What another system is asked to do (a deployment, a job).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RemediationAsk {
+    /// `rollback`, or the name that the step gives it.
+    pub action: String,
+    /// The version that is to go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_version: Option<String>,
+    /// The version that is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_version: Option<String>,
+}
+
+fn is_first(level: &u8) -> bool {
+    *level == 0
 }
 
 /// One named value of a notice.
@@ -51,6 +104,16 @@ pub enum NoticeEvent {
     Updated,
     /// Nobody acknowledged it: the next level is told.
     Escalated,
+    /// Somebody has taken charge of it.
+    Acknowledged,
+    /// It came back soon after it was over.
+    Reopened,
+    /// A human is asked to decide about a step.
+    ApprovalRequested,
+    /// The question was decided, or is void.
+    ApprovalDecided,
+    /// Another system is asked to do something.
+    RemediationRequested,
     /// It is over.
     Resolved,
     /// Not about an incident: a trial of the target.
@@ -64,6 +127,11 @@ impl NoticeEvent {
             Self::Opened => "incident.opened",
             Self::Updated => "incident.updated",
             Self::Escalated => "incident.escalated",
+            Self::Acknowledged => "incident.acknowledged",
+            Self::Reopened => "incident.reopened",
+            Self::ApprovalRequested => "approval.requested",
+            Self::ApprovalDecided => "approval.decided",
+            Self::RemediationRequested => "remediation.requested",
             Self::Resolved => "incident.resolved",
             Self::Test => "notice.test",
         }

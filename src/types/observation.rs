@@ -212,6 +212,75 @@ pub enum ActionTaken {
     },
     /// Usage of the stream was asked for on the client's behalf, and hidden again.
     UsageRequested,
+    /// Refused, or cancelled on its way: the agent is contained.
+    Contained {
+        /// The rule behind the directive.
+        rule: String,
+    },
+    /// The inputs of an embedding call were sent in several calls, and the answers merged.
+    BatchSplit {
+        /// Inputs asked for.
+        inputs: u64,
+        /// Upstream calls made.
+        calls: u64,
+    },
+    /// Fewer answers were asked for than the client wanted (`n`).
+    ChoicesReduced {
+        /// What was asked.
+        from: u64,
+        /// What was sent instead.
+        to: u64,
+    },
+    /// The model was told to write less.
+    OutputCapped {
+        /// What was asked; null when nothing was.
+        from: Option<u64>,
+        /// What was sent instead.
+        to: u64,
+    },
+    /// Parameters were set in the place of the client's.
+    ParametersSet {
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// Model and parameters of a good version were used.
+    VersionRestored {
+        /// The version.
+        version: String,
+    },
+    /// The upstream was given more time.
+    TimeoutsExtended {
+        /// In hundredths of the configured times.
+        percent: u64,
+    },
+    /// Sent to another upstream because a directive asked for it.
+    Rerouted {
+        /// The upstream that it was meant for.
+        from: String,
+        /// The upstream that it was sent to.
+        to: String,
+    },
+    /// Sent to another upstream because the first one failed before anything reached the client.
+    FailedOver {
+        /// The upstream that failed.
+        from: String,
+        /// The upstream that it was sent to.
+        to: String,
+        /// What was wrong.
+        why: String,
+    },
+    /// The stream was ended by fusebox.
+    StreamCut {
+        /// Why.
+        why: String,
+    },
+    /// Something that was due was left out.
+    StepSkipped {
+        /// The kind of order.
+        step: String,
+        /// Why.
+        why: String,
+    },
 }
 
 impl Observation {

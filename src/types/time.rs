@@ -103,11 +103,85 @@ impl schemars::JsonSchema for Wall {
     }
 }
 
-/// Both clocks, read once for one judgement.
+/// Both clocks, read once for one judgement; also a point in time that is to outlive the process.
+///
+/// Only the wall-clock part is written down: monotonic time means nothing to another process, which gives it its own by
+/// [`Now::rebased`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Now {
     /// For windows, leases and waits.
     pub mono: Mono,
     /// For records and people.
     pub wall: Wall,
+}
+
+impl Now {
+    /// This point, later by `by`.
+    #[must_use]
+    pub fn after(self, by: Duration) -> Self {
+        let millis = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        Self {
+            mono: self.mono.after(by),
+            wall: Wall::from_unix_millis(self.wall.unix_millis().saturating_add(millis)),
+        }
+    }
+
+    /// This point with the monotonic time that it has where `now` is now: as far before or after it as by the wall
+    /// clock.
+    #[must_use]
+    pub fn rebased(self, now: Self) -> Self {
+        let ahead = self.wall.unix_millis().saturating_sub(now.wall.unix_millis());
+        let by = Duration::from_millis(ahead.unsigned_abs());
+        Self {
+            mono: if ahead >= 0 {
+                now.mono.after(by)
+            } else {
+                now.mono.before(by)
+            },
+            wall: self.wall,
+        }
+    }
+}
+
+impl Serialize for Now {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        self.wall.serialize(s)
+    }
+}
+
+impl<'de> Deserialize<'de> for Now {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Ok(Self {
+            mono: Mono::ZERO,
+            wall: Wall::deserialize(d)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_point_outlives_the_process() {
+        let now = Now {
+            mono: Mono::from_millis(5_000),
+            wall: Wall::from_unix_millis(1_000_000),
+        };
+        let written = serde_json::to_string(&now.after(Duration::from_secs(60))).expect("text");
+        assert_eq!(written, "\"1970-01-01T00:17:40.000Z\"");
+        let read: Now = serde_json::from_str(&written).expect("a point");
+        let elsewhere = Now {
+            mono: Mono::from_millis(100_000),
+            wall: Wall::from_unix_millis(1_050_000),
+        };
+        let table = [(read, 110_000), (now, 50_000), (Now::default(), 0)];
+        for (point, millis) in table {
+            assert_eq!(
+                point.rebased(elsewhere).mono,
+                Mono::from_millis(millis),
+                "{point:?}"
+            );
+        }
+    }
 }

@@ -41,6 +41,33 @@ pub struct Usage {
     pub header_output_tokens: Option<u64>,
 }
 
+impl Usage {
+    /// What two answers used together; absent counts as nothing beside what is there.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            input_tokens: sum(self.input_tokens, other.input_tokens),
+            output_tokens: sum(self.output_tokens, other.output_tokens),
+            total_tokens: sum(self.total_tokens, other.total_tokens),
+            cached_input_tokens: sum(self.cached_input_tokens, other.cached_input_tokens),
+            cache_write_tokens: sum(self.cache_write_tokens, other.cache_write_tokens),
+            reasoning_tokens: sum(self.reasoning_tokens, other.reasoning_tokens),
+            input_audio_tokens: sum(self.input_audio_tokens, other.input_audio_tokens),
+            output_audio_tokens: sum(self.output_audio_tokens, other.output_audio_tokens),
+            tool_use_input_tokens: sum(self.tool_use_input_tokens, other.tool_use_input_tokens),
+            header_input_tokens: sum(self.header_input_tokens, other.header_input_tokens),
+            header_output_tokens: sum(self.header_output_tokens, other.header_output_tokens),
+        }
+    }
+}
+
+fn sum(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.saturating_add(b)),
+        (a, b) => a.or(b),
+    }
+}
+
 /// The two comparable totals of an exchange, whatever API it spoke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -52,6 +79,15 @@ pub struct Normalised {
 }
 
 impl Normalised {
+    /// What two answers used together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            input_total: sum(self.input_total, other.input_total),
+            output_total: sum(self.output_total, other.output_total),
+        }
+    }
+
     /// Input plus output; `None` when neither is known.
     pub fn total(self) -> Option<u64> {
         match (self.input_total, self.output_total) {
@@ -74,6 +110,19 @@ pub enum UsageSource {
     /// Nothing was used, or nothing can be said.
     #[default]
     None,
+}
+
+impl UsageSource {
+    /// How the counts of two answers together are known.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::None, known) | (known, Self::None) => known,
+            (Self::Reported, Self::Reported) => Self::Reported,
+            (Self::Estimated, Self::Estimated) => Self::Estimated,
+            _ => Self::Partial,
+        }
+    }
 }
 
 /// Money, in billionths of a US dollar.

@@ -247,10 +247,15 @@ def embeddings(self, model, body):
     """Embeddings, base64 or numbers."""
     inputs = body.get("input")
     count = len(inputs) if isinstance(inputs, list) and inputs and not isinstance(inputs[0], int) else 1
-    vector = [0.25, -0.5, 1.0]
-    packed = base64.b64encode(struct.pack("<3f", *vector)).decode()
-    value = packed if body.get("encoding_format") == "base64" else vector
-    data = [{"object": "embedding", "index": i, "embedding": value} for i in range(count)]
+
+    def value(i):
+        # A number is told apart from others by its vector.
+        said = inputs[i] if isinstance(inputs, list) else inputs
+        vector = [float(said) if isinstance(said, str) and said.isdigit() else 0.25, -0.5, 1.0]
+        packed = base64.b64encode(struct.pack("<3f", *vector)).decode()
+        return packed if body.get("encoding_format") == "base64" else vector
+
+    data = [{"object": "embedding", "index": i, "embedding": value(i)} for i in range(count)]
     self.answer({"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": 3, "total_tokens": 3}})
 
 

@@ -45,6 +45,21 @@ actions:
         lease: 10m
 """
 
+#: One rule that opens an incident on an agent's first tokens, and has its batches sent in parts.
+BATCHED = """
+agent_incident_rules:
+  - name: batches_in_parts
+    metric: tokens_per_execution
+    baseline: 1
+    threshold_upper: 2
+    window: 5m
+    action: smaller_batches
+actions:
+  smaller_batches:
+    steps:
+      - reduce_batch
+"""
+
 
 class Fusebox:
     """The running program."""
@@ -153,8 +168,9 @@ def main():
         else:
             plain = Fusebox(arguments.binary, mock, Path(directory), "plain", "agent_incident_rules: []\n")
             throttled = Fusebox(arguments.binary, mock, Path(directory), "throttled", THROTTLE)
-            started = [plain, throttled]
-            env |= {"FUSEBOX_URL": plain.url, "FUSEBOX_THROTTLED_URL": throttled.url, "FUSEBOX_OBSERVATIONS": str(plain.observations)}
+            batched = Fusebox(arguments.binary, mock, Path(directory), "batched", BATCHED)
+            started = [plain, throttled, batched]
+            env |= {"FUSEBOX_URL": plain.url, "FUSEBOX_THROTTLED_URL": throttled.url, "FUSEBOX_BATCHED_URL": batched.url, "FUSEBOX_OBSERVATIONS": str(plain.observations)}
         try:
             for name in suites:
                 begun = time.monotonic()

@@ -90,7 +90,7 @@ impl Case {
             match directive.order {
                 Order::Throttle { .. } => self.throttled = true,
                 Order::DowngradeModel { .. } => self.downgraded = true,
-                Order::CapConcurrency { .. } => {}
+                _ => {}
             }
         }
         // A relapse may open another incident: the case is closed when the last one is.
@@ -142,11 +142,9 @@ fn describe(directive: &Directive) -> String {
         Order::CapConcurrency { max_in_flight } => format!("at most {max_in_flight} calls at once"),
         Order::DowngradeModel { to: Some(to) } => format!("{to} in place of the model asked for"),
         Order::DowngradeModel { to: None } => "a cheaper model in place of the one asked for".to_owned(),
+        other => other.name().replace('_', " "),
     };
-    let subject = match &directive.subject {
-        crate::types::directive::Subject::Agent(agent) => agent.as_str(),
-        crate::types::directive::Subject::Fleet => "every agent",
-    };
+    let subject = &directive.subject;
     let lease = (directive.expires.unix_millis() - directive.since.unix_millis()) / 1000;
     format!("in force for {subject}: {order} (ends by itself after {lease} s unless renewed)")
 }
@@ -193,6 +191,7 @@ pub(super) mod sample {
                     detail: "detail".to_owned(),
                 })
                 .collect(),
+            ..IncidentRecord::sample()
         }
     }
 

@@ -3,39 +3,41 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{builtin, value_or};
+use super::builtin;
+use super::steps::{Known, kind};
 use crate::alert::Target;
 use crate::config::at::{At, Opt};
 use crate::config::check::Check;
+use crate::config::defaults;
 use crate::config::file::{
-    ActionFile, ApprovalWord, CapConcurrencyFile, DowngradeFile, EscalateFile, Kind, NotifyFile, STEP_NAMES,
-    StepFile, StepMap, ThrottleFile,
+    ActionFile, ApprovalWord, BlastRadiusFile, OnFailureWord, OnTimeoutWord, StepFile, SuccessWord,
 };
-use crate::config::{defaults, suggest};
-use crate::incident::rule::{Action, Approval, Step, StepKind};
+use crate::incident::rule::{Action, Approval, BlastRadius, OnFailure, OnTimeout, Step, StepKind, Success};
 use crate::types::ids::ActionName;
 
 /// Longest lease.
-const LONGEST_LEASE: Duration = Duration::from_secs(86_400);
+const LONGEST_LEASE: Duration = Duration::from_secs(7 * 86_400);
 
 /// All chains by name.
 pub(super) fn actions(
     given: BTreeMap<At<String>, At<ActionFile>>,
     targets: &[Target],
+    upstreams: &[String],
     check: &mut Check<'_>,
 ) -> BTreeMap<ActionName, Action> {
+    let known = Known { targets, upstreams };
     let no_env = |_: &str| None;
     let mut of_builtin = Check::new("built-in", defaults::ACTIONS, &no_env, Vec::new());
     let mut all = BTreeMap::new();
     for (name, action) in builtin(defaults::ACTIONS).actions {
         all.insert(
             ActionName::from(name.value),
-            chain(action, targets, &mut of_builtin),
+            chain(action, known, &mut of_builtin),
         );
     }
     for (name, action) in given {
         let named = check.name("the name of an action", &name);
-        let action = chain(action, targets, check);
+        let action = chain(action, known, check);
         if named {
             all.insert(ActionName::from(name.value), action);
         }
@@ -43,7 +45,7 @@ pub(super) fn actions(
     all
 }
 
-fn chain(given: At<ActionFile>, targets: &[Target], check: &mut Check<'_>) -> Action {
+fn chain(given: At<ActionFile>, known: Known<'_>, check: &mut Check<'_>) -> Action {
     let At {
         value: ActionFile { steps },
         place,
@@ -59,146 +61,103 @@ fn chain(given: At<ActionFile>, targets: &[Target], check: &mut Check<'_>) -> Ac
         steps: steps
             .unwrap_or_default()
             .into_iter()
-            .filter_map(|s| step(s, targets, check))
+            .filter_map(|s| step(s, known, check))
             .collect(),
     }
 }
 
-fn step(given: At<StepFile>, targets: &[Target], check: &mut Check<'_>) -> Option<Step> {
+fn step(given: At<StepFile>, known: Known<'_>, check: &mut Check<'_>) -> Option<Step> {
     let At {
-        value: StepFile(map),
+        value: StepFile(mut map),
         place,
     } = given;
-    let StepMap {
-        throttle,
-        cap_concurrency,
-        downgrade_model,
-        notify,
-        escalate,
-        reduce_batch,
-        cap_output,
-        reroute,
-        extend_timeouts,
-        rollback,
-        set_parameters,
-        contain,
-        run_webhook,
-        approval,
-        lease,
-    } = map;
-    let mut kinds = Vec::new();
-    if let Kind::Given(ThrottleFile {
-        requests_per_minute,
-        tokens_per_minute,
-    }) = throttle
-    {
-        kinds.push(StepKind::Throttle {
-            requests_per_minute: positive("requests_per_minute", requests_per_minute, check),
-            tokens_per_minute: positive("tokens_per_minute", tokens_per_minute, check),
-        });
-    }
-    if let Kind::Given(CapConcurrencyFile { max_in_flight }) = cap_concurrency {
-        if max_in_flight.is_none() {
-            check.missing(place, "max_in_flight", "as cap_concurrency: {max_in_flight: 2}");
-        }
-        let max_in_flight = positive("max_in_flight", max_in_flight, check).unwrap_or(1);
-        kinds.push(StepKind::CapConcurrency { max_in_flight });
-    }
-    if let Kind::Given(DowngradeFile { to }) = downgrade_model {
-        kinds.push(StepKind::DowngradeModel {
-            to: check.maybe_name("to", to),
-        });
-    }
-    if let Kind::Given(NotifyFile { targets: names }) = notify {
-        kinds.push(StepKind::Notify {
-            targets: known(names, targets, check),
-        });
-    }
-    if let Kind::Given(EscalateFile {
-        targets: names,
-        repeat_every,
-    }) = escalate
-    {
-        let range = Duration::from_secs(60)..=Duration::from_secs(86_400);
-        kinds.push(StepKind::Escalate {
-            targets: known(names, targets, check),
-            repeat_every: check.duration("repeat_every", repeat_every, defaults::REPEAT_EVERY, range),
-        });
-    }
-    for (name, kind) in [
-        ("reduce_batch", reduce_batch),
-        ("cap_output", cap_output),
-        ("reroute", reroute),
-        ("extend_timeouts", extend_timeouts),
-        ("rollback", rollback),
-        ("set_parameters", set_parameters),
-        ("contain", contain),
-        ("run_webhook", run_webhook),
-    ] {
-        if let Kind::Given(_) = kind {
-            kinds.push(StepKind::NotYetAvailable {
-                name: name.to_owned(),
-            });
+    let approval = map.approval.take();
+    let approval_timeout = map.approval_timeout.take();
+    let on_timeout = map.on_timeout.take();
+    let lease = map.lease.take();
+    let verify_after = map.verify_after.take();
+    let success = map.success.take();
+    let on_failure = map.on_failure.take();
+    let radius = std::mem::take(&mut map.blast_radius);
+    let given = [
+        ("lease", lease.as_ref().map(|a| a.place)),
+        ("verify_after", verify_after.as_ref().map(|a| a.place)),
+        ("success", success.as_ref().map(|a| a.place)),
+        ("on_failure", on_failure.as_ref().map(|a| a.place)),
+        ("approval", approval.as_ref().map(|a| a.place)),
+        ("approval_timeout", approval_timeout.as_ref().map(|a| a.place)),
+        ("on_timeout", on_timeout.as_ref().map(|a| a.place)),
+    ];
+    let kind = kind(map, place, known, check);
+    // What is told cannot be lifted or judged, and nobody is asked whether to be told.
+    let (without, why) = match &kind {
+        Some(StepKind::Notify { .. } | StepKind::Escalate { .. }) => (7, "a step that only tells people"),
+        Some(StepKind::RunWebhook { .. }) => (4, "a call, which cannot be lifted or judged"),
+        _ => (0, ""),
+    };
+    for (key, place) in given.into_iter().take(without) {
+        if let Some(place) = place {
+            check.problem(place, format!("`{key}` means nothing for {why}"), "remove it");
         }
     }
-    let lease = check.duration(
-        "lease",
-        lease,
-        defaults::LEASE,
-        Duration::from_secs(1)..=LONGEST_LEASE,
+    let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
+    let usual = match &kind {
+        Some(StepKind::Rollback { .. } | StepKind::Contain) => defaults::LASTING_LEASE,
+        _ => defaults::LEASE,
+    };
+    let lease = check.duration("lease", lease, usual, second..=LONGEST_LEASE);
+    let timeout = check.duration(
+        "approval_timeout",
+        approval_timeout,
+        Step::APPROVAL_TIMEOUT,
+        10 * second..=7 * day,
     );
-    let kind = match (kinds.pop(), kinds.pop()) {
-        (Some(kind), None) => kind,
-        (Some(_), Some(_)) => {
-            check.problem(
-                place,
-                "a step of several kinds",
-                "write each kind as a step of its own, with its own `- `",
-            );
-            return None;
-        }
-        (None, _) => {
-            if !check.told_within(place) {
-                let hint = format!("one of {}", STEP_NAMES.join(", "));
-                check.problem(place, "a step that does nothing", hint);
-            }
-            return None;
-        }
-    };
-    let usual = match kind {
-        // A cheaper model changes what the agent can do: people decide, unless the chain says otherwise.
-        StepKind::DowngradeModel { .. } => ApprovalWord::Required,
-        _ => ApprovalWord::Automatic,
-    };
-    let approval = match value_or(approval, usual) {
-        ApprovalWord::Automatic => Approval::Automatic,
-        ApprovalWord::Required => Approval::Required,
-    };
-    Some(Step {
-        kind,
-        approval,
-        lease,
-    })
+    let verify_after = verify_after.map(|v| check.duration("verify_after", Some(v), second, second..=day));
+    let success = measure(success, check);
+    let blast_radius = blast_radius(radius, check);
+    let mut step = Step::new(kind?, lease);
+    step.approval_timeout = timeout;
+    step.verify_after = verify_after;
+    step.success = success;
+    step.blast_radius = blast_radius;
+    match approval.map(|a| a.value) {
+        Some(ApprovalWord::Automatic) => step.approval = Approval::Automatic,
+        Some(ApprovalWord::Required) => step.approval = Approval::Required,
+        None => {}
+    }
+    match on_timeout.map(|w| w.value) {
+        Some(OnTimeoutWord::Deny) => step.on_timeout = OnTimeout::Deny,
+        Some(OnTimeoutWord::Approve) => step.on_timeout = OnTimeout::Approve,
+        Some(OnTimeoutWord::Keep) => step.on_timeout = OnTimeout::Keep,
+        None => {}
+    }
+    match on_failure.map(|w| w.value) {
+        Some(OnFailureWord::Next) => step.on_failure = OnFailure::Next,
+        Some(OnFailureWord::Revert) => step.on_failure = OnFailure::Revert,
+        Some(OnFailureWord::Escalate) => step.on_failure = OnFailure::Escalate,
+        None => {}
+    }
+    Some(step)
 }
 
-fn positive(key: &str, given: Opt<u64>, check: &mut Check<'_>) -> Option<u32> {
-    let given = given?;
-    let number = check.count(key, Some(given), 1, 1..=u64::from(u32::MAX));
-    u32::try_from(number).ok()
-}
-
-/// The named targets, each of which must exist.
-fn known(names: Vec<At<String>>, targets: &[Target], check: &mut Check<'_>) -> Vec<String> {
-    for name in &names {
-        if !targets.iter().any(|t| t.name == name.value) {
-            let quoted = check.quote(name.place, &name.value);
-            let hint = if targets.is_empty() {
-                "define it under `alerts`".to_owned()
-            } else {
-                suggest::hint(&name.value, targets.iter().map(|t| t.name.as_str())).unwrap_or_default()
-            };
-            check.problem(name.place, format!("unknown alert target `{quoted}`"), hint);
+fn measure(given: Opt<SuccessWord>, check: &mut Check<'_>) -> Success {
+    match given.map(|w| w.value) {
+        None => Success::default(),
+        Some(SuccessWord::WithinThreshold) => Success::WithinThreshold,
+        Some(SuccessWord::ImprovedBy(share)) => {
+            Success::ImprovedBy(check.share("improved_by", Some(share), 0.3, 0.01..=1.0))
         }
     }
-    names.into_iter().map(|n| n.value).collect()
+}
+
+fn blast_radius(file: BlastRadiusFile, check: &mut Check<'_>) -> BlastRadius {
+    let BlastRadiusFile {
+        max_agents,
+        max_share,
+    } = file;
+    let agents = max_agents.map(|n| check.count("max_agents", Some(n), 1, 1..=1_000_000));
+    BlastRadius {
+        max_agents: agents.and_then(|n| u32::try_from(n).ok()),
+        max_share: max_share.map(|s| check.share("max_share", Some(s), 1.0, 0.01..=1.0)),
+    }
 }

@@ -1,10 +1,15 @@
 //! The file → compiled types of the parts. Each section is taken apart completely, so that a new key breaks the build here.
 
+mod access;
 mod actions;
 mod alerts;
+mod conduct;
+mod failover;
 mod identity;
+mod ledger;
 mod net;
 mod rules;
+mod steps;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -57,7 +62,10 @@ fn whole(file: File, overrides: &Overrides, check: &mut Check<'_>) -> Compiled {
     let File {
         listeners,
         admin,
+        external_url,
         upstreams,
+        retries,
+        streams,
         agent,
         agent_version,
         identity,
@@ -66,13 +74,17 @@ fn whole(file: File, overrides: &Overrides, check: &mut Check<'_>) -> Compiled {
         prices,
         models,
         alerts,
+        capture,
+        notification_webhooks,
         observations,
+        ledger,
         log,
         drain_deadline,
         workers,
         watch,
         agent_incident_rules,
         actions,
+        incidents,
         automation,
         engine,
     } = file;
@@ -83,10 +95,12 @@ fn whole(file: File, overrides: &Overrides, check: &mut Check<'_>) -> Compiled {
         10..=1_000_000,
     );
     let listeners = net::listeners(listeners, overrides, check);
-    let admin = net::admin(admin, overrides, &listeners, check);
+    let mut admin = net::admin(admin, overrides, &listeners, check);
+    admin.external_url = access::external_url(external_url, check);
     let upstreams = net::upstreams(upstreams, overrides, check);
     let targets = alerts::targets(alerts, check);
-    let actions = actions::actions(actions, &targets, check);
+    let destinations = alerts::destinations(notification_webhooks, check);
+    let actions = actions::actions(actions, &targets, &upstreams.names, check);
     let rules = rules::rules(agent_incident_rules, &actions, &upstreams.names, check);
     let (log_format, log_filter) = logs(log, overrides, check);
     let (bounds, observation_queue) = bounds(engine, check);
@@ -102,14 +116,12 @@ fn whole(file: File, overrides: &Overrides, check: &mut Check<'_>) -> Compiled {
         defaults::MAX_CONNECTIONS,
         1..=10_000_000,
     );
-    let AutomationFile { max_actions_per_hour } = automation;
-    let per_hour = u64::from(defaults::MAX_ACTIONS_PER_HOUR);
-    let per_hour = check.count(
-        "max_actions_per_hour",
+    let AutomationFile {
         max_actions_per_hour,
-        per_hour,
-        0..=1_000_000,
-    );
+        brake,
+    } = automation;
+    let per_hour = defaults::MAX_ACTIONS_PER_HOUR;
+    let (max_actions_per_hour, brake) = conduct::automation(max_actions_per_hour, brake, per_hour, check);
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Compiled {
         wiring: Wiring {
@@ -120,6 +132,7 @@ fn whole(file: File, overrides: &Overrides, check: &mut Check<'_>) -> Compiled {
                 n => n,
             },
             observations: sink(observations, overrides, check),
+            ledger: ledger::ledger(ledger, overrides, check),
             log_format,
             log_filter,
             drain_deadline: check.duration(
@@ -143,14 +156,20 @@ fn whole(file: File, overrides: &Overrides, check: &mut Check<'_>) -> Compiled {
             prices: price_table(prices, check),
             models: model_table(models, check),
             metering: value_or(metering, true),
+            retries: failover::retries(retries, check),
+            streams: failover::streams(streams, check),
+            capture: failover::capture(capture, check),
         },
         rulebook: Arc::new(Rulebook {
             generation: Generation::default(),
             rules: rules.into_iter().map(Arc::new).collect(),
             actions,
-            max_actions_per_hour: u32::try_from(per_hour).unwrap_or(u32::MAX),
+            max_actions_per_hour,
+            brake,
+            conduct: conduct::conduct(incidents, check),
         }),
         targets,
+        destinations,
     }
 }
 
@@ -427,8 +446,9 @@ fn secret_ranges(root: &Node) -> Vec<Range<usize>> {
         let alerts = above.first() == Some(&"alerts");
         for (key, value) in entries {
             let secret = match key.text().unwrap_or_default() {
-                "token" | "secret" | "api_key_salt" => true,
-                "url" => alerts,
+                "token" | "token_sha256" | "secret" | "api_key" | "api_key_salt" | "routing_key" => true,
+                "tokens" | "credentials" => value.text().is_some(),
+                "url" | "urls" => alerts,
                 "proxy" => value.text().is_some_and(|t| t.contains('@')),
                 _ => alerts && above.last() == Some(&"headers"),
             };

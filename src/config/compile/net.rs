@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base64::Engine;
 
-use super::{LONGEST, by_flag, value_or};
+use super::{LONGEST, access, by_flag, failover, value_or};
 use crate::config::at::{At, Opt};
 use crate::config::check::Check;
 use crate::config::file::{
@@ -17,6 +17,7 @@ use crate::config::file::{
 use crate::config::problem::Place;
 use crate::config::{AdminWiring, Overrides, defaults, url};
 use crate::dialect::table::Family;
+use crate::enforce::failover::ModelMap;
 use crate::enforce::policy::{
     Bind, Http2, IncludeUsage, Listener, ListenerTls, OnClientAbort, OutboundProxy, Timeouts, Upstream,
     UpstreamTls, UpstreamUrl,
@@ -121,12 +122,14 @@ pub(super) fn admin(
         listen,
         token,
         token_file,
+        tokens,
         allowed_hosts,
         open_metrics,
         max_label_sets: _,
     } = file;
-    let token_given = token.is_some() || token_file.is_some();
-    let token = check.secret("token", token, token_file);
+    let token_given = token.is_some() || token_file.is_some() || !tokens.is_empty();
+    let token = check.secret("token", token, token_file).map(|t| t.value);
+    let tokens = access::tokens(tokens, token.as_ref(), check);
     let listen = overrides
         .admin_listen
         .clone()
@@ -140,7 +143,7 @@ pub(super) fn admin(
     if let Bind::Tcp(address) = &bind
         && !address.ip().is_loopback()
         && !token_given
-        && !check.told_about(Place::Whole, &["token", "token_file"])
+        && !check.told_about(Place::Whole, &["token", "token_file", "tokens"])
     {
         check.problem(
             listen.place,
@@ -157,9 +160,11 @@ pub(super) fn admin(
     }
     AdminWiring {
         bind,
-        token: token.map(|t| t.value),
+        token,
+        tokens,
         allowed_hosts: check.names("allowed_hosts", allowed_hosts),
         open_metrics: value_or(open_metrics, true),
+        external_url: None,
     }
 }
 
@@ -232,11 +237,23 @@ pub(super) fn upstreams(
                 );
             }
             let only = list.len() == 1;
-            for item in list {
+            let mut wanted = Vec::new();
+            for mut item in list {
+                let failover = std::mem::take(&mut item.value.failover);
+                let name = item
+                    .value
+                    .name
+                    .as_ref()
+                    .map(|n| UpstreamName::from(n.value.as_str()));
+                wanted.extend(name.map(|name| (name, failover)));
                 if let Some(upstream) = upstream(item, only, &result, check) {
                     result.names.push(upstream.name.as_str().to_owned());
                     result.compiled.push(Arc::new(upstream));
                 }
+            }
+            // With one that cannot be read a name would be told as unknown that is not.
+            if result.compiled.len() == wanted.len() {
+                failover::plans(&mut result.compiled, &wanted, check);
             }
         }
         None => {
@@ -280,6 +297,11 @@ fn plain(name: &str, provider: &str, url: UpstreamUrl) -> Upstream {
         proxy: None,
         http2: Http2::Auto,
         max_idle_connections: defaults::MAX_IDLE_CONNECTIONS,
+        failover: Vec::new(),
+        retry_on: defaults::retry_on(),
+        breaker: Some(defaults::BREAKER),
+        model_map: ModelMap::default(),
+        credentials: None,
         tls_client: None,
     }
 }
@@ -304,6 +326,11 @@ fn upstream(
         proxy,
         http2,
         max_idle_connections,
+        failover: _,
+        retry_on,
+        breaker,
+        model_map,
+        credentials,
     } = value;
     if name.is_none() {
         check.missing(
@@ -378,6 +405,12 @@ fn upstream(
         0..=10_000,
     );
     let proxy = outbound(proxy, url.as_ref().map(|(u, _)| u), check);
+    let retry_on = failover::retry_on(retry_on, check);
+    let breaker = failover::breaker(breaker, check);
+    let model_map = failover::model_map(model_map, check);
+    let by_host = url.as_ref().map_or("unknown", |(u, _)| url::provider(&u.host));
+    let provider = provider.unwrap_or_else(|| by_host.to_owned());
+    let credentials = failover::credentials(credentials, &provider, check);
     let (url, url_place) = url?;
     if !url.tls && (!tls.ca_files.is_empty() || tls.server_name.is_some()) {
         check.problem(
@@ -386,7 +419,6 @@ fn upstream(
             "write https://, or remove `tls`",
         );
     }
-    let provider = provider.unwrap_or_else(|| url::provider(&url.host).to_owned());
     let families = match families {
         Some(list) => list.into_iter().map(|f| family(f.value)).collect(),
         None if only || path_prefix.is_some() => Vec::new(),
@@ -402,6 +434,10 @@ fn upstream(
         proxy,
         http2,
         max_idle_connections,
+        retry_on,
+        breaker,
+        model_map,
+        credentials,
         ..plain(&name?.value, &provider, url)
     })
 }

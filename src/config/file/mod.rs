@@ -1,6 +1,11 @@
 //! The configuration file as it is written, key by key; the doc comments are what `fusebox schema` tells editors.
 
+mod access;
+mod alerts;
+mod conduct;
+mod failover;
 mod rules;
+mod steps;
 
 use std::collections::BTreeMap;
 
@@ -10,9 +15,18 @@ use serde::Deserialize;
 use super::at::{At, Opt};
 use super::units::{DurationText, SizeText};
 
-pub(super) use rules::{
-    ActionFile, ApprovalWord, CapConcurrencyFile, DowngradeFile, EscalateFile, GroupByWord, Kind, ModeWord,
-    NotifyFile, RuleFile, STEP_NAMES, SeverityWord, StepFile, StepMap, ThrottleFile,
+pub(super) use access::{AdminFile, AdminTokenFile, RoleWord};
+pub(super) use alerts::{AlertFile, AlertFormatWord, AlertKindWord, GroupFile, NotificationWebhooksFile};
+pub(super) use conduct::{AutomationFile, DayWord, GoodVersionFile, IncidentsFile, MaintenanceFile};
+pub(super) use failover::{
+    BreakerFile, CaptureFile, CredentialsFile, FAILURES, RetriesFile, RetryOnText, StreamsFile,
+};
+pub(super) use rules::{GroupByWord, ModeWord, RuleFile, SeverityWord};
+pub(super) use steps::{
+    ActionFile, ApprovalWord, BlastRadiusFile, CapConcurrencyFile, CapOutputFile, ContainFile, DowngradeFile,
+    EscalateFile, ExtendTimeoutsFile, Kind, LevelFile, NotifyFile, OnFailureWord, OnTimeoutWord,
+    ParameterValue, ReduceBatchFile, RerouteFile, RollbackByWord, RollbackFile, RunWebhookFile, STEP_NAMES,
+    StepFile, StepMap, SuccessWord, ThrottleFile,
 };
 
 /// The configuration of fusebox. Every key has a default; an empty file is a working configuration with the three built-in rules.
@@ -23,8 +37,14 @@ pub(super) struct File {
     pub(super) listeners: Opt<Vec<At<ListenerFile>>>,
     /// The admin listener: health, metrics, status, the API and reloads.
     pub(super) admin: AdminFile,
+    /// The URL by which people reach the admin listener, for links in notices and pages for approvals, as https://fusebox.example.
+    pub(super) external_url: Opt<String>,
     /// The LLM APIs that requests are forwarded to. Default: the public API of each known vendor.
     pub(super) upstreams: Opt<Vec<At<UpstreamFile>>>,
+    /// How many further attempts failover may make.
+    pub(super) retries: RetriesFile,
+    /// When an answer that is being streamed is ended by fusebox.
+    pub(super) streams: StreamsFile,
     /// The agent behind this fusebox, for requests that do not name one.
     pub(super) agent: Opt<String>,
     /// The version of that agent.
@@ -41,8 +61,14 @@ pub(super) struct File {
     pub(super) models: ModelsFile,
     /// Whom to tell about incidents.
     pub(super) alerts: Vec<At<AlertFile>>,
+    /// What is kept of prompts, encrypted, for rollbacks. Default: nothing.
+    pub(super) capture: CaptureFile,
+    /// Where requests to the admin API may have notices sent to (notification_webhook).
+    pub(super) notification_webhooks: NotificationWebhooksFile,
     /// Where a record of each exchange is written.
     pub(super) observations: ObservationsFile,
+    /// The ledger: what outlives the process. Without a path, incidents, leases and approvals end with it.
+    pub(super) ledger: LedgerFile,
     /// How and what to log.
     pub(super) log: LogFile,
     /// How long requests in flight may take to end when fusebox is asked to stop.
@@ -54,8 +80,10 @@ pub(super) struct File {
     pub(super) watch: Opt<bool>,
     /// When something is an incident, and what is done about it. Default: the three built-in rules; [] for none.
     pub(super) agent_incident_rules: Option<Vec<At<RuleFile>>>,
-    /// Chains of steps that rules name as their action: new ones, or others in place of the built-in throttle_and_alert, escalate_to_on_call, rollback_and_notify, scale_down and notify_only.
+    /// Chains of steps that rules name as their action: new ones, or others in place of the built-in throttle_and_alert, escalate_to_on_call, rollback_and_notify, scale_down, contain_and_escalate and notify_only.
     pub(super) actions: BTreeMap<At<String>, At<ActionFile>>,
+    /// How incidents are put together, brought back and kept quiet.
+    pub(super) incidents: IncidentsFile,
     /// Bounds on what is done without a human.
     pub(super) automation: AutomationFile,
     /// Bounds on what the engine keeps.
@@ -84,25 +112,6 @@ pub(super) struct ListenerTlsFile {
     pub(super) certificate_file: Opt<String>,
     /// PEM file with the private key.
     pub(super) key_file: Opt<String>,
-}
-
-/// The admin listener.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct AdminFile {
-    /// HOST:PORT or unix:PATH. Beyond loopback a token is needed.
-    pub(super) listen: Opt<String>,
-    /// Bearer token that every request but health probes must bear.
-    pub(super) token: Opt<String>,
-    /// File that holds the token.
-    pub(super) token_file: Opt<String>,
-    /// Host names it may be called by, beside loopback names and its own address.
-    pub(super) allowed_hosts: Vec<At<String>>,
-    /// Whether /metrics is open without the token.
-    pub(super) open_metrics: Opt<bool>,
-    /// Label combinations that /metrics keeps; the rest share one.
-    #[schemars(range(min = 10, max = 1_000_000))]
-    pub(super) max_label_sets: Opt<u64>,
 }
 
 /// An LLM API that requests are forwarded to.
@@ -135,6 +144,16 @@ pub(super) struct UpstreamFile {
     /// Idle connections kept by each worker.
     #[schemars(range(max = 10_000))]
     pub(super) max_idle_connections: Opt<u64>,
+    /// Upstreams tried in this order when it fails before anything was sent to the client; all of the same dialect, at most three, those of their own included.
+    pub(super) failover: Vec<At<String>>,
+    /// What counts as failed, for failover and the breaker.
+    pub(super) retry_on: Option<Vec<At<RetryOnText>>>,
+    /// When it is left alone for a while.
+    pub(super) breaker: BreakerFile,
+    /// What models are called here, by the name that was asked for (a trailing * matches the rest); for requests that were rerouted to it.
+    pub(super) model_map: BTreeMap<At<String>, At<String>>,
+    /// How it gets a key of its own. Default: the client's own passes on.
+    pub(super) credentials: CredentialsFile,
 }
 
 /// A family of dialects.
@@ -321,51 +340,42 @@ pub(super) struct ModelsFile {
     pub(super) downgrade: BTreeMap<At<String>, At<String>>,
 }
 
-/// Whom to tell about incidents.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-#[schemars(extend("required" = ["name"]))]
-pub(super) struct AlertFile {
-    /// Its name, for steps and status.
-    pub(super) name: Opt<String>,
-    /// What receives the notice.
-    pub(super) kind: Opt<AlertKindWord>,
-    /// Where notices are posted to.
-    pub(super) url: Opt<String>,
-    /// File that holds the URL.
-    pub(super) url_file: Opt<String>,
-    /// Key that notices to a webhook are signed with, as Standard Webhooks say (whsec_ and base64, or plain text).
-    pub(super) secret: Opt<String>,
-    /// File that holds the key.
-    pub(super) secret_file: Opt<String>,
-    /// Further request headers, for a webhook.
-    pub(super) headers: BTreeMap<At<String>, At<String>>,
-    /// Notices below this severity are not sent.
-    pub(super) min_severity: Opt<SeverityWord>,
-    /// How long one attempt may take.
-    pub(super) timeout: Opt<DurationText>,
-    /// How long delivery is tried before a notice is given up.
-    pub(super) give_up_after: Opt<DurationText>,
-    /// PEM files of further trusted roots.
-    pub(super) ca_files: Vec<At<String>>,
-}
-
-/// What receives notices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum AlertKindWord {
-    /// Any HTTP endpoint: the notice as JSON.
-    Webhook,
-    /// A Slack incoming webhook.
-    Slack,
-}
-
 /// Where a record of each exchange is written.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ObservationsFile {
     /// File to append to, one JSON line for each exchange; - is standard output. Default: none.
     pub(super) file: Opt<String>,
+}
+
+/// The ledger: incidents, leases, approvals, alerts to be delivered and observations, in one SQLite file.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct LedgerFile {
+    /// The file; made when it is missing. Default: none.
+    pub(super) path: Opt<String>,
+    /// How many observations are kept in it.
+    pub(super) observations: LedgerObservationsFile,
+    /// How long incidents are kept in it.
+    pub(super) incidents: LedgerIncidentsFile,
+}
+
+/// How many observations the ledger keeps; whichever bound is reached first.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct LedgerObservationsFile {
+    /// For so long.
+    pub(super) keep: Opt<DurationText>,
+    /// While the file is no larger; beyond, the oldest go.
+    pub(super) max_bytes: Opt<SizeText>,
+}
+
+/// How long the ledger keeps incidents.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct LedgerIncidentsFile {
+    /// Closed incidents and what belongs to them, for so long; open ones stay.
+    pub(super) keep: Opt<DurationText>,
 }
 
 /// How and what to log.
@@ -388,15 +398,6 @@ pub(super) enum LogFormatWord {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-/// Bounds on what is done without a human.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct AutomationFile {
-    /// Actions that may be started in one hour, all rules together; beyond it fusebox only tells. 0: it only tells.
-    #[schemars(range(max = 1_000_000))]
-    pub(super) max_actions_per_hour: Opt<u64>,
 }
 
 /// Bounds on what the engine keeps.

@@ -5,7 +5,10 @@ use std::time::Duration;
 use super::*;
 use crate::dialect::table::Family;
 use crate::enforce::policy::{Http2, OnClientAbort};
-use crate::incident::rule::{Approval, Baseline, Mode, Statistic, StepKind, Threshold};
+use crate::incident::rule::{
+    Approval, Baseline, Conduct, Level, Mode, OnFailure, OnTimeout, RollbackBy, Statistic, Step, StepKind,
+    Success, Threshold,
+};
 use crate::types::notice::Severity;
 
 const EXAMPLE: &str = include_str!("../../../config/fusebox.example.yaml");
@@ -141,24 +144,36 @@ fn built_in_chains() {
     let throttle = "Throttle { requests_per_minute: None, tokens_per_minute: None } Automatic";
     let downgrade = "DowngradeModel { to: None } Automatic";
     let notify = "Notify { targets: [] } Automatic";
-    let later = |name: &str| format!("NotYetAvailable {{ name: \"{name}\" }} Automatic");
     assert_eq!(
         kinds("throttle_and_alert"),
         format!("{throttle}; {downgrade}; {notify}")
     );
     assert_eq!(
         kinds("escalate_to_on_call"),
-        "Escalate { targets: [], repeat_every: 900s } Automatic"
+        "Escalate { levels: [Level { after: 0ns, targets: [] }], repeat_every: 900s } Automatic"
     );
     assert_eq!(
         kinds("rollback_and_notify"),
-        format!("{}; {notify}", later("rollback"))
+        format!("Rollback {{ by: Restore }} Automatic; {notify}")
     );
     assert_eq!(
         kinds("scale_down"),
-        format!("{throttle}; {downgrade}; {}; {notify}", later("reduce_batch"))
+        format!(
+            "ReduceBatch {{ max_inputs: 16, max_choices: Some(1), max_in_flight: None }} Automatic; {throttle}; \
+             DowngradeModel {{ to: None }} Required; {notify}"
+        )
     );
+    assert!(kinds("contain_and_escalate").starts_with("Contain Required; Escalate"));
     assert_eq!(kinds("notify_only"), notify);
+    let throttling = &c.rulebook.actions["throttle_and_alert"].steps;
+    // Both are taken at once: neither waits for how the one before did.
+    assert!(throttling.iter().all(|s| s.verify_after.is_none()));
+    let rollback = &c.rulebook.actions["rollback_and_notify"].steps[0];
+    assert_eq!(rollback.verify_after, Some(Duration::from_secs(600)));
+    assert_eq!(rollback.on_failure, OnFailure::Escalate);
+    assert_eq!(rollback.lease, Duration::from_secs(86_400));
+    let contain = &c.rulebook.actions["contain_and_escalate"].steps[0];
+    assert_eq!(contain.on_timeout, OnTimeout::Keep);
 }
 
 #[test]
@@ -203,20 +218,35 @@ fn what_the_example_shows_behind_a_sharp_loads_too() {
         }
     }
     // `prices: {}` and the like are followed by their entries now.
-    for empty in ["prices: {}", "alerts: []", "observations: {}"] {
+    for empty in [
+        "prices: {}",
+        "alerts: []",
+        "observations: {}",
+        "tokens: []",
+        "model_map: {}",
+        "credentials: {}",
+        "blast_radius: {}",
+        "levels: []",
+        "maintenance: []",
+    ] {
         text = text.replacen(empty, empty.split(' ').next().unwrap(), 1);
     }
     let lookup = |n: &str| {
         Some(match n {
             "ALERT_URL" => "https://hooks.example/x".to_owned(),
+            "ON_CALL_TOKEN" => "token-of-the-on-call".to_owned(),
             _ => "0123456789abcdef".to_owned(),
         })
     };
     let c =
         compile("f.yaml", &text, &Overrides::default(), &lookup).unwrap_or_else(|p| panic!("{p}\n{text}"));
-    assert_eq!(c.targets.len(), 1);
+    let kinds: Vec<&str> = c.targets.iter().map(|t| t.kind.name()).collect();
+    assert_eq!(
+        kinds,
+        ["webhook", "slack", "pagerduty", "alertmanager", "webhook"]
+    );
     assert_eq!(c.policy.upstreams[0].path_prefix.as_deref(), Some("/eu"));
-    assert!(c.rulebook.actions.contains_key("my_cap"));
+    assert!(c.rulebook.actions.contains_key("my_chain"));
     assert!(c.wiring.admin.token.is_some() && c.wiring.observations.is_some());
 }
 
@@ -293,12 +323,30 @@ fn upstreams_are_compiled() {
 }
 
 #[test]
+fn the_ledger_is_off_without_a_path() {
+    let c = good("ledger: {observations: {keep: 1d}}");
+    assert_eq!(c.wiring.ledger, None);
+    assert_eq!(good("").wiring.ledger, None);
+    let c = good(
+        "ledger: {path: state/l.db, observations: {keep: 1d, max_bytes: 10MiB}, incidents: {keep: 3650d}}",
+    );
+    let ledger = c.wiring.ledger.unwrap();
+    assert_eq!(ledger.path, std::path::Path::new("state/l.db"));
+    assert_eq!(ledger.keep_observations, Duration::from_secs(86_400));
+    assert_eq!(ledger.max_bytes, 10 << 20);
+    assert_eq!(ledger.keep_incidents, Duration::from_secs(3_650 * 86_400));
+    let defaults = good("ledger: {path: /x/l.db}").wiring.ledger.unwrap();
+    assert_eq!(defaults, crate::store::LedgerOptions::at("/x/l.db"));
+}
+
+#[test]
 fn the_command_line_wins() {
     let overrides = Overrides {
         listen: vec!["127.0.0.1:0".into(), "unix:/tmp/x.sock".into()],
         admin_listen: Some("127.0.0.1:0".into()),
         upstream: Some("http://127.0.0.1:9".into()),
         observations: Some("-".into()),
+        ledger: Some("here.db".into()),
         log_level: Some("debug".into()),
     };
     let file = "listeners: [{listen: '127.0.0.1:1', agent: a}]\nupstreams: [{name: z, url: 'https://z'}]\nagent_incident_rules: [{name: r, metric: tokens_per_minute, threshold_upper: 1, action: notify_only, upstreams: [z]}]\n";
@@ -311,11 +359,13 @@ fn the_command_line_wins() {
     assert_eq!((u.name.as_str(), u.families.len(), u.url.port), ("default", 0, 9));
     assert_eq!(c.wiring.observations, Some(ObservationSink::Stdout));
     assert_eq!(c.wiring.log_filter, "debug");
+    assert_eq!(c.wiring.ledger.unwrap().path, std::path::Path::new("here.db"));
     let wrong = Overrides {
         listen: vec!["x".into()],
         admin_listen: Some("0.0.0.0:1".into()),
         upstream: Some("https://me:hunter2@x".into()),
         observations: Some(String::new()),
+        ledger: Some("-".into()),
         log_level: Some("loud".into()),
     };
     let problems = with("", &wrong).unwrap_err();
@@ -329,6 +379,7 @@ fn the_command_line_wins() {
         flags,
         [
             "--admin-listen",
+            "--ledger",
             "--listen",
             "--log-level",
             "--observations",
@@ -343,7 +394,7 @@ fn actions_are_compiled_and_replace_built_in_ones() {
     let c = good(
         "alerts: [{name: ops, url: 'https://h', secret: whsec_x, headers: {X-Team: a}}]\n\
          actions:\n  throttle_and_alert:\n    steps:\n      - throttle: {requests_per_minute: 30}\n        lease: 2m\n      - cap_concurrency: {max_in_flight: 2}\n\
-         \x20     - downgrade_model: {to: gpt-5-nano}\n      - throttle:\n      - reroute: {to: backup}\n      - notify: {targets: [ops]}\n",
+         \x20     - downgrade_model: {to: gpt-5-nano}\n      - throttle:\n      - rollback:\n      - notify: {targets: [ops]}\n",
     );
     let steps = &c.rulebook.actions["throttle_and_alert"].steps;
     assert_eq!(
@@ -371,8 +422,8 @@ fn actions_are_compiled_and_replace_built_in_ones() {
     );
     assert_eq!(
         steps[4].kind,
-        StepKind::NotYetAvailable {
-            name: "reroute".into()
+        StepKind::Rollback {
+            by: RollbackBy::Restore
         }
     );
     assert_eq!(
@@ -382,6 +433,216 @@ fn actions_are_compiled_and_replace_built_in_ones() {
         }
     );
     assert!(c.rulebook.actions.contains_key("scale_down"));
+}
+
+#[test]
+fn every_step_is_compiled_with_its_settings() {
+    let c = good(
+        "alerts: [{name: ops, url: 'https://h'}]\nactions:\n  x:\n    steps:\n      - reduce_batch\n      - reduce_batch: {max_inputs: 4, max_choices: 2, max_in_flight: 3}\n\
+         \x20     - cap_output: {max_tokens: 100, cut_streams: true}\n      - reroute: {to: openai}\n      - extend_timeouts: {factor: 1.5}\n      - extend_timeouts\n\
+         \x20     - set_parameters: {temperature: 0, top_p: 0.5, service_tier: flex, logprobs: false}\n      - rollback: {by: reroute, to: anthropic}\n\
+         \x20     - rollback: {by: webhook, target: ops}\n      - contain\n      - run_webhook: {target: ops, action: drain}\n\
+         \x20     - escalate: {targets: [ops], repeat_every: 5m, levels: [{after: 15m}, {after: 1h, targets: [ops]}]}\n\
+         \x20     - {throttle: {}, approval: required, approval_timeout: 1h, on_timeout: approve, lease: 2h, verify_after: 3m, success: {improved_by: 30%}, on_failure: revert, blast_radius: {max_agents: 5, max_share: 50%}}\n",
+    );
+    let steps = &c.rulebook.actions["x"].steps;
+    let batch = |max_inputs, n, max_in_flight| StepKind::ReduceBatch {
+        max_inputs,
+        max_choices: Some(n),
+        max_in_flight,
+    };
+    let set = [
+        ("temperature", 0.into()),
+        ("top_p", 0.5.into()),
+        ("service_tier", "flex".into()),
+        ("logprobs", false.into()),
+    ];
+    let level = |seconds, names: &[&str]| Level {
+        after: Duration::from_secs(seconds),
+        targets: names.iter().map(ToString::to_string).collect(),
+    };
+    let want = [
+        batch(16, 1, None),
+        batch(4, 2, Some(3)),
+        StepKind::CapOutput {
+            max_tokens: 100,
+            cut_streams: true,
+        },
+        StepKind::Reroute { to: "openai".into() },
+        StepKind::ExtendTimeouts { percent: 150 },
+        StepKind::ExtendTimeouts { percent: 200 },
+        StepKind::SetParameters {
+            set: set.map(|(name, value)| (name.to_owned(), value)).into(),
+        },
+        StepKind::Rollback {
+            by: RollbackBy::Reroute {
+                to: "anthropic".into(),
+            },
+        },
+        StepKind::Rollback {
+            by: RollbackBy::Webhook { target: "ops".into() },
+        },
+        StepKind::Contain,
+        StepKind::RunWebhook {
+            target: "ops".into(),
+            action: "drain".into(),
+        },
+        StepKind::Escalate {
+            levels: vec![level(0, &["ops"]), level(900, &[]), level(3600, &["ops"])],
+            repeat_every: Duration::from_secs(300),
+        },
+    ];
+    for (step, want) in steps.iter().zip(want) {
+        let lasting = matches!(want, StepKind::Rollback { .. } | StepKind::Contain);
+        let lease = Duration::from_secs(if lasting { 86_400 } else { 900 });
+        // What is not said is as for any other step.
+        assert_eq!(*step, Step::new(want, lease));
+    }
+    let last = steps.last().unwrap();
+    let minutes = |n: u64| Duration::from_secs(60 * n);
+    assert_eq!(
+        (last.approval, last.approval_timeout, last.on_timeout, last.lease),
+        (Approval::Required, minutes(60), OnTimeout::Approve, minutes(120))
+    );
+    assert_eq!(
+        (last.verify_after, last.success, last.on_failure),
+        (Some(minutes(3)), Success::ImprovedBy(0.3), OnFailure::Revert)
+    );
+    let radius = last.blast_radius;
+    assert_eq!((radius.max_agents, radius.max_share), (Some(5), Some(0.5)));
+}
+
+#[test]
+fn parameters_from_the_environment_are_what_they_spell() {
+    let c = good(
+        "actions: {x: {steps: [{set_parameters: {a: '${NUMBER}', b: '${SET}', c: '${W:-true}', d: '7'}}]}}\n",
+    );
+    let StepKind::SetParameters { set } = &c.rulebook.actions["x"].steps[0].kind else {
+        panic!()
+    };
+    let want = serde_json::json!({"a": 7, "b": "value-of-set", "c": true, "d": "7"});
+    assert_eq!(serde_json::json!(set), want);
+}
+
+#[test]
+fn incidents_and_automation_are_compiled() {
+    assert_eq!(good("").rulebook.conduct, Conduct::default());
+    let c = good(
+        "incidents: {correlate: false, reopen_within: 0, flaps_after: 5, good_version: {min_exchanges: 9, min_age: 1h, max_error_rate: 0.1},\n\
+         \x20 maintenance: [{name: w, rules: [a*], agents: [b], days: [sat, sun], from: 22:30, lasts: 4h}, {name: all, from: '00:00', lasts: 1m}]}\n\
+         automation: {max_actions_per_hour: 3, brake: true}\n",
+    );
+    let conduct = &c.rulebook.conduct;
+    assert_eq!(
+        (conduct.correlate, conduct.reopen_within, conduct.flaps_after),
+        (false, Duration::ZERO, 5)
+    );
+    assert_eq!(conduct.good_version.min_exchanges, 9);
+    assert_eq!(conduct.good_version.min_age, Duration::from_secs(3600));
+    assert_eq!(conduct.good_version.max_error_rate, 0.1);
+    let [weekend, nightly] = conduct.maintenance.as_slice() else {
+        panic!()
+    };
+    assert_eq!((weekend.from, weekend.length.as_secs()), (81_000, 14_400));
+    assert_eq!(weekend.days, [false, false, false, false, false, true, true]);
+    assert_eq!(
+        (
+            weekend.matcher.rules.as_slice(),
+            weekend.matcher.agents.as_slice()
+        ),
+        (&["a*".to_owned()][..], &["b".to_owned()][..])
+    );
+    assert_eq!((nightly.from, nightly.days), (0, [true; 7]));
+    assert!(c.rulebook.brake && !good("").rulebook.brake);
+    assert_eq!(c.rulebook.max_actions_per_hour, 3);
+}
+
+#[test]
+fn of_admin_tokens_only_a_digest_stays() {
+    let hash = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    let c = good(&format!(
+        "admin:\n  listen: 0.0.0.0:1\n  tokens:\n    - {{name: a, token: '${{SET}}', role: operator}}\n    - {{name: b, token_sha256: {hash}}}\n\
+         external_url: https://fusebox.example/ops/\n"
+    ));
+    let admin = &c.wiring.admin;
+    let [a, b] = admin.tokens.as_slice() else { panic!() };
+    assert_eq!((a.name.as_str(), a.role), ("a", Role::Operator));
+    assert_eq!(a.digest, TokenDigest::of("value-of-set"));
+    assert_eq!((b.name.as_str(), b.role), ("b", Role::Viewer));
+    assert_eq!(b.digest, TokenDigest::of("test"));
+    assert!(!shown(&c).contains("value-of-set"));
+    assert_eq!(admin.external_url.as_deref(), Some("https://fusebox.example/ops"));
+    let both = good("admin: {token: x, tokens: [{name: a, token: y}]}")
+        .wiring
+        .admin;
+    let all = both.all_tokens();
+    assert_eq!(all.len(), 2);
+    assert_eq!(
+        (all[0].role, &all[0].digest),
+        (Role::Operator, &TokenDigest::of("x"))
+    );
+    assert!(good("").wiring.admin.all_tokens().is_empty());
+}
+
+#[test]
+fn failover_streams_and_capture_are_compiled() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=";
+    std::fs::write(dir.path().join("key"), format!("{key}\n")).unwrap();
+    let file = dir.path().join("c.yaml");
+    std::fs::write(
+        &file,
+        "upstreams:\n  - {name: a, url: 'https://a', failover: [b, c], retry_on: [529, 429, connect_error], breaker: {failures: 0}}\n\
+         \x20 - {name: b, url: 'https://b', failover: [c, d], credentials: {api_key: hunter2}, model_map: {gpt-5*: eu-gpt-5}}\n\
+         \x20 - {name: c, url: 'https://api.anthropic.com', families: [], credentials: {api_key_file: key}}\n  - {name: d, url: 'https://d'}\n\
+         retries: {budget_percent: 5, min_per_minute: 1}\nstreams: {cut_repetition: true, max_output_tokens: 9, max_cost_usd: 0.5}\ncapture: {system_prompts: true, key_file: key}\n",
+    )
+    .unwrap();
+    let c = load(Some(&file), &Overrides::default()).unwrap_or_else(|p| panic!("{p}"));
+    let [a, b, third, _] = c.policy.upstreams.as_slice() else {
+        panic!()
+    };
+    let plan = |u: &crate::enforce::policy::Upstream| -> Vec<String> {
+        u.failover.iter().map(ToString::to_string).collect()
+    };
+    // Each is followed by its own, and none is tried twice.
+    assert_eq!(
+        (plan(a), plan(b)),
+        (
+            vec!["b".into(), "c".into(), "d".into()],
+            vec!["c".into(), "d".into()]
+        )
+    );
+    assert!(a.retry_on.connect_error && !a.retry_on.first_byte_timeout && !a.retry_on.first_event_error);
+    assert_eq!(a.retry_on.statuses, [429, 529]);
+    assert_eq!((a.breaker, b.breaker), (None, Some(defaults::BREAKER)));
+    assert_eq!(b.retry_on, defaults::retry_on());
+    assert_eq!(b.model_map.get("gpt-5-mini"), Some("eu-gpt-5"));
+    let header =
+        |u: &crate::enforce::policy::Upstream, family| u.credentials.as_ref().unwrap().header(family);
+    assert_eq!(header(b, Family::OpenAi).1, "Bearer hunter2");
+    assert_eq!(header(third, Family::Anthropic).0, "x-api-key");
+    assert!(a.credentials.is_none());
+    assert_eq!(
+        (c.policy.retries.percent, c.policy.retries.min_per_minute),
+        (5.0, 1)
+    );
+    let streams = c.policy.streams;
+    assert_eq!(
+        (streams.max_output_tokens, streams.max_cost_usd),
+        (Some(9), Some(0.5))
+    );
+    assert!(streams.cut_repetition && good("").policy.streams.is_off());
+    assert_eq!(c.policy.capture.as_ref().unwrap().key.expose(), key);
+    assert!(good("capture: {key_file: nowhere}").policy.capture.is_none());
+    let all = shown(&c);
+    assert!(!all.contains("hunter2") && !all.contains(key));
+    std::fs::write(dir.path().join("key"), "too short").unwrap();
+    let problems = load(Some(&file), &Overrides::default()).unwrap_err();
+    assert!(
+        problems.lines()[0].contains("`key_file` does not hold 32 bytes in base64"),
+        "{problems}"
+    );
 }
 
 #[test]

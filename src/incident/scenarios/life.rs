@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{SWITCHED, THROTTLED, calm, explosion, wild};
 use crate::incident::input::{Input, OperatorAct};
 use crate::incident::record::IncidentState;
-use crate::incident::rule::StepKind;
+use crate::incident::rule::{Level, StepKind};
 use crate::incident::testing::{Driven, book, step, tokens};
 use crate::types::notice::{NoticeEvent, Severity};
 
@@ -98,6 +98,8 @@ fn an_explosion_is_caught_throttled_and_released() {
         "step_applied",
         "told",
         "recovering",
+        "step_worked",
+        "step_worked",
         "lifted",
         "recovering",
         "lifted",
@@ -219,7 +221,10 @@ fn on_call_is_told_again_until_it_is_over() {
             targets: vec!["chat".to_owned()],
         }),
         step(StepKind::Escalate {
-            targets: vec!["pager".to_owned()],
+            levels: vec![Level {
+                after: Duration::ZERO,
+                targets: vec!["pager".to_owned()],
+            }],
             repeat_every: Duration::from_secs(20),
         }),
     ];

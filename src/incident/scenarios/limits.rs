@@ -4,9 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{SWITCHED, THROTTLED, calm, explosion, wild};
-use crate::incident::input::Input;
-use crate::incident::rule::{Approval, Metric, Mode, Rule, Statistic, StepKind, Threshold};
+use crate::incident::input::{Input, NotActed, OperatorAct};
+use crate::incident::record::{IncidentRecord, StepRecord};
+use crate::incident::rule::{
+    Approval, Metric, Mode, RollbackBy, Rule, Rulebook, Statistic, StepKind, Threshold,
+};
 use crate::incident::testing::{Driven, book, rule, step, tokens};
+use crate::types::ids::Generation;
 use crate::types::notice::{NoticeEvent, Severity};
 use crate::types::usage::UsageSource;
 
@@ -16,7 +20,8 @@ fn modes() {
     let table = [
         (Mode::Shadow, 0, 1, 0, 0),
         (Mode::Warn, 1, 1, 0, 1),
-        (Mode::Approve, 1, 1, 0, 1),
+        // It was opened, and two steps are asked about.
+        (Mode::Approve, 1, 1, 0, 3),
         (Mode::Enforce, 1, 1, 2, 1),
     ];
     for (mode, incidents, findings, directives, notices) in table {
@@ -39,8 +44,8 @@ fn modes() {
             assert_eq!(
                 waiting,
                 [
-                    "throttle needs approval (mode approve)",
-                    "downgrade_model needs approval (mode approve)"
+                    "throttle: mode approve: every step is asked for",
+                    "downgrade_model: mode approve: every step is asked for"
                 ]
             );
         }
@@ -52,8 +57,8 @@ fn steps_that_cannot_be_done_are_said() {
     let mut b = book([explosion()]);
     let act = b.actions.get_mut("act").expect("there");
     act.steps[0].approval = Approval::Required;
-    act.steps[1] = step(StepKind::NotYetAvailable {
-        name: "rollback".to_owned(),
+    act.steps[1] = step(StepKind::Rollback {
+        by: RollbackBy::Restore,
     });
     act.steps.truncate(2);
     let mut d = Driven::new(b);
@@ -135,6 +140,43 @@ fn automation_has_a_limit() {
     d.wait(3700);
     d.run(2, wild("c"));
     assert_eq!(d.orders("c").len(), 2);
+}
+
+#[test]
+fn the_brake_of_the_configuration_is_lifted_by_the_configuration_alone() {
+    let mut b = book([explosion()]);
+    b.brake = true;
+    let mut d = Driven::new(b);
+    d.run(2, wild("a"));
+    assert_eq!(d.open(), 1);
+    assert!(d.orders("a").is_empty());
+    let waits = |r: &IncidentRecord| {
+        let brake = |s: &StepRecord| s.why.contains("the brake is on (by the configuration)");
+        r.plan.iter().any(brake)
+    };
+    assert!(waits(&d.last()), "{:?}", d.last().plan);
+    assert!(d.engine.brake_in_force().on);
+    let act = |on| OperatorAct::Brake {
+        on,
+        by: "ops".to_owned(),
+        reason: None,
+    };
+    let release = |d: &mut Driven| {
+        let now = d.now();
+        d.engine.act(act(false), now, &mut Vec::new())
+    };
+    assert!(matches!(release(&mut d), Err(NotActed::Refused(why)) if why.contains("automation.brake")));
+    // An operator's own brake is another one, and stays when the configuration's goes.
+    d.step(Input::Operator(act(true)));
+    d.step(Input::Rules(Arc::new(Rulebook {
+        generation: Generation(2),
+        ..book([explosion()])
+    })));
+    assert_eq!(d.engine.brake_in_force().by.as_deref(), Some("ops"));
+    assert!(release(&mut d).is_ok());
+    assert!(!d.engine.brake_in_force().on);
+    d.run(2, wild("b"));
+    assert_eq!(d.orders("b").len(), 2);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Stories told to the whole engine: what is seen, and what has to come of it.
 
+mod chain;
 mod finding;
 mod life;
 mod limits;

@@ -12,6 +12,7 @@ MOCK = os.environ["MOCK_URL"]
 URL = os.environ["FUSEBOX_URL"]
 #: A fusebox that throttles an agent after its first exchange; empty when the clients talk to the mock itself.
 THROTTLED = os.environ.get("FUSEBOX_THROTTLED_URL", "")
+BATCHED = os.environ.get("FUSEBOX_BATCHED_URL", "")
 OBSERVATIONS = os.environ.get("FUSEBOX_OBSERVATIONS", "")
 
 TEXT = "Hello, wörld \U0001f600!"

@@ -4,7 +4,7 @@ import time
 
 import openai
 import pytest
-from conftest import TEXT, THROTTLED, URL, aborted_within_a_second, aborts, exhaust, headers, needs_fusebox, observed
+from conftest import BATCHED, TEXT, THROTTLED, URL, aborted_within_a_second, aborts, exhaust, headers, needs_fusebox, observed
 
 HI = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}]
@@ -70,6 +70,22 @@ def test_embeddings():
     assert [d.embedding for d in answer.data] == [[0.25, -0.5, 1.0]] * 2
     if line := observed("py-openai-embed"):
         assert (line["api"], line["input_total"]) == ("openai.embeddings", 3)
+
+
+@needs_fusebox
+@pytest.mark.parametrize("more", [{}, {"encoding_format": "float"}])
+def test_a_batch_in_parts_looks_like_one(more):
+    inputs = [str(n) for n in range(40)]
+    asking = client("py-openai-batch", BATCHED).embeddings.with_raw_response
+    deadline = time.monotonic() + 20
+    while (raw := asking.create(model="lab-embed", input=inputs, **more)).headers.get("x-fusebox-action") != "reduce_batch":
+        assert time.monotonic() < deadline, "its batches are never sent in parts"
+        time.sleep(0.05)
+    answer = raw.parse()
+    assert [(d.index, d.embedding) for d in answer.data] == [(n, [float(n), -0.5, 1.0]) for n in range(40)]
+    assert (answer.object, answer.model) == ("list", "lab-embed")
+    # Three tokens for each of at least two parts.
+    assert answer.usage.total_tokens >= 6 and answer.usage.total_tokens % 3 == 0
 
 
 def test_models():

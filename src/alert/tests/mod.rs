@@ -1,5 +1,9 @@
 //! Alerts over real sockets: a receiver that records what it gets and answers as a test wants.
 
+mod cluster;
+mod durable;
+mod storms;
+
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -17,10 +21,12 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
 use super::lane::Pace;
-use super::{Alerts, Target, TargetKind, TargetStatus};
+use super::{
+    Alerts, AllowedDestinations, Options, SettledHook, Target, TargetKind, TargetStatus, WebhookFormat,
+};
 use crate::clock::Clock;
 use crate::telemetry::metrics::Metrics;
-use crate::types::notice::{Notice, NoticeEvent, Severity};
+use crate::types::notice::{ApprovalAsk, Notice, NoticeEvent, Severity};
 use crate::types::secret::Secret;
 use crate::types::time::Wall;
 
@@ -68,7 +74,7 @@ impl Receiver {
         let port = listener.local_addr().unwrap().port();
         let scheme = if tls.is_some() { "https" } else { "http" };
         let script: Arc<Mutex<VecDeque<Reply>>> = Arc::new(Mutex::new(script.into_iter().collect()));
-        let (tell, got) = mpsc::channel(1024);
+        let (tell, got) = mpsc::channel(8192);
         let shared = Arc::clone(&script);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -144,16 +150,31 @@ fn target(name: &str, url: &str) -> Target {
         kind: TargetKind::Webhook {
             secret: None,
             headers: Vec::new(),
+            format: WebhookFormat::Standard,
         },
         url: Secret::new(url),
         min_severity: Severity::Info,
         timeout: Duration::from_secs(10),
         give_up_after: Duration::from_secs(600),
+        spacing: Duration::ZERO,
+        group: None,
         ca_files: Vec::new(),
     }
 }
 
-fn notice(id: &str, event: NoticeEvent, incident: &str) -> Notice {
+/// What a human is asked.
+pub(super) fn approval() -> ApprovalAsk {
+    ApprovalAsk {
+        id: "apr_1".to_owned(),
+        what: "switch agent-prod-01 from gpt-4o to gpt-4o-mini".to_owned(),
+        why: "the rule asks before a model switch".to_owned(),
+        expires: Wall::from_unix_millis(1_700_000_900_000),
+        on_timeout: "deny".to_owned(),
+        link: Some("https://fusebox.example/approvals/apr_1?t=token".to_owned()),
+    }
+}
+
+pub(super) fn notice(id: &str, event: NoticeEvent, incident: &str) -> Notice {
     Notice {
         id: id.to_owned(),
         event,
@@ -165,11 +186,26 @@ fn notice(id: &str, event: NoticeEvent, incident: &str) -> Notice {
         facts: Vec::new(),
         at: Wall::from_unix_millis(1_700_000_000_000),
         targets: Vec::new(),
+        agents: Vec::new(),
+        link: None,
+        approval: None,
+        remediation: None,
+        level: 0,
+        acknowledged_by: None,
+    }
+}
+
+fn options(settled: Option<SettledHook>) -> Options {
+    Options {
+        clock: Clock::system(),
+        metrics: Arc::new(Metrics::new(100)),
+        settled,
+        destinations: AllowedDestinations::default(),
     }
 }
 
 fn start(targets: Vec<Target>) -> Alerts {
-    Alerts::paced(targets, Clock::system(), Arc::new(Metrics::new(100)), FAST)
+    Alerts::paced(targets, options(None), FAST)
 }
 
 fn status(alerts: &Alerts) -> TargetStatus {
@@ -205,6 +241,7 @@ async fn delivers_once_signed_and_in_order() {
     t.kind = TargetKind::Webhook {
         secret: Some(Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")),
         headers: vec![(http::HeaderName::from_static("x-team"), Secret::new("sre"))],
+        format: WebhookFormat::Standard,
     };
     let alerts = start(vec![t]);
     let opened = notice("msg_1", NoticeEvent::Opened, "inc");
@@ -368,7 +405,14 @@ async fn gives_up_after_its_time_and_goes_on_with_the_next() {
     let clock = Clock::manual(Default::default());
     let mut t = target("ops", &nobody().await);
     t.give_up_after = Duration::from_secs(60);
-    let alerts = Alerts::paced(vec![t.clone()], clock.clone(), Arc::new(Metrics::new(100)), FAST);
+    let alerts = Alerts::paced(
+        vec![t.clone()],
+        Options {
+            clock: clock.clone(),
+            ..options(None)
+        },
+        FAST,
+    );
     alerts.tell(&notice("msg_1", NoticeEvent::Opened, "inc"));
     let now = until(&alerts, |s| s.failed_attempts >= 2).await;
     assert_eq!((now.queued, now.dropped), (1, 0));
@@ -467,12 +511,7 @@ async fn filters_by_severity_and_name_and_tells_every_end() {
 async fn a_full_queue_keeps_the_ends() {
     let mut t = target("ops", &nobody().await);
     let pace = Pace { room: 4, ..FAST };
-    let alerts = Alerts::paced(
-        vec![t.clone()],
-        Clock::system(),
-        Arc::new(Metrics::new(100)),
-        pace,
-    );
+    let alerts = Alerts::paced(vec![t.clone()], options(None), pace);
     for i in 0..3 {
         alerts.tell(&notice(
             &format!("end{i}"),

@@ -1,0 +1,145 @@
+//! Many agents, one cause: agents that fail at the same upstream at the same time become one incident about it.
+
+use std::time::Duration;
+
+use super::case::{About, Case, Kind, Member, Opening, Outcome};
+use super::casebook::Serial;
+use super::effect::Effect;
+use super::engine::Engine;
+use super::record::{IncidentState, Origin};
+use super::recovery;
+use super::rule::{GroupBy, Metric};
+use crate::types::ids::{AgentId, UpstreamName};
+use crate::types::time::Now;
+
+/// What begins within this time of each other is taken to have one cause.
+const TOGETHER: Duration = Duration::from_secs(300);
+
+impl Engine {
+    /// The open incident that a subject belongs into, by its agent's upstream.
+    pub(super) fn joins(&self, index: u16, about: &About, now: Now) -> Option<Serial> {
+        let watch = self.watches.get(usize::from(index))?;
+        let metric = watch.gauge.metric;
+        if !self.book.conduct.correlate || watch.group_by() != GroupBy::Agent || !is_of_upstreams(metric) {
+            return None;
+        }
+        let upstream = self.upstream_of(about.agent.as_ref()?)?;
+        let together = |case: &Case| {
+            let since = case.opened_at();
+            now.mono.since(since.mono) < TOGETHER.max(case.evidence.window)
+        };
+        self.casebook
+            .iter()
+            .filter(|(_, c)| c.watch == index && c.state() == IncidentState::Open)
+            .find(|(_, case)| match case.about.kind {
+                Kind::Upstream => case.about.name == upstream.as_str(),
+                Kind::Agent => {
+                    let other = case.about.agent.as_ref();
+                    together(case)
+                        && other.is_some_and(|o| {
+                            Some(o) != about.agent.as_ref() && self.upstream_of(o) == Some(upstream)
+                        })
+                }
+                _ => false,
+            })
+            .map(|(serial, _)| serial)
+    }
+
+    /// Takes a subject into an open incident; where that is about an agent, both go on as one about their upstream.
+    pub(super) fn join(
+        &mut self,
+        serial: Serial,
+        index: u16,
+        member: Member,
+        now: Now,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(mut first) = self.casebook.take(serial) else {
+            return;
+        };
+        if first.about.kind == Kind::Upstream {
+            let number = member.number;
+            let mut outcome = Outcome::default();
+            first.join(member, now, &mut outcome);
+            self.casebook.insert(serial, first);
+            self.mark(index, number, Some(serial));
+            self.settle(serial, outcome, false, now, out);
+            return;
+        }
+        let Some((upstream, rule)) = member
+            .agent
+            .as_ref()
+            .and_then(|a| self.upstream_of(a))
+            .cloned()
+            .zip(self.watches.get(usize::from(index)).map(|w| w.rule.clone()))
+        else {
+            self.casebook.insert(serial, first);
+            return;
+        };
+        let (parent_serial, id) = self.casebook.next_id(now);
+        let mut members = first.members.clone();
+        members.push(member);
+        let mut parent = Case::open(
+            Opening {
+                id,
+                origin: Origin::Rule,
+                rule: rule.name.clone(),
+                severity: rule.severity,
+                about: About {
+                    kind: Kind::Upstream,
+                    name: upstream.to_string(),
+                    agent: None,
+                },
+                watch: index,
+                members: members.clone(),
+                evidence: first.evidence.clone(),
+                action: rule.action.clone(),
+                probation: recovery::probation(&rule),
+                targets: Vec::new(),
+                flaps_after: self.book.conduct.flaps_after,
+            },
+            now,
+        );
+        let names: Vec<&str> = members.iter().map(|m| m.name.as_str()).collect();
+        parent.note(
+            now,
+            "joined",
+            format!("agents that fail at it: {}", names.join(", ")),
+        );
+        let mut of_first = Outcome::default();
+        self.measure_close(&mut first, now);
+        first.merge_into(&parent.id, now, &mut of_first);
+        self.casebook.insert(serial, first);
+        self.settle(serial, of_first, false, now, out);
+        let mut outcome = Outcome::default();
+        self.measure_opening(&mut parent, now.mono.before(rule.window), now);
+        let steps = self.book.actions.get(&rule.action).map(|a| a.steps.clone());
+        parent.plan(&steps.unwrap_or_default(), now, &mut outcome);
+        for member in &members {
+            self.mark(index, member.number, Some(parent_serial));
+        }
+        self.advance(&mut parent, true, now, &mut outcome);
+        self.casebook.insert(parent_serial, parent);
+        self.settle(parent_serial, outcome, false, now, out);
+    }
+
+    /// The upstream that an agent used last.
+    fn upstream_of(&self, agent: &AgentId) -> Option<&UpstreamName> {
+        let number = self.agents.known(agent.as_str())?;
+        self.seen.get(number as usize)?.upstream.as_ref()
+    }
+}
+
+/// Whether what a metric says of an agent may well be its upstream's doing.
+fn is_of_upstreams(metric: Metric) -> bool {
+    matches!(
+        metric,
+        Metric::ErrorRate
+            | Metric::TimeoutRate
+            | Metric::RateLimitedRate
+            | Metric::TruncationRate
+            | Metric::ResponseTime
+            | Metric::TimeToFirstToken
+            | Metric::OutputSpeed
+    )
+}
