@@ -118,7 +118,7 @@ const NARROW: &[(&str, &str, &[&str])] = &[
     (
         "admin",
         "incident",
-        &["input", "postmortem", "record", "rule", "silence"],
+        &["engine", "input", "postmortem", "record", "rule", "silence"],
     ),
     ("admin", "alert", &["TargetStatus"]),
 ];
@@ -758,8 +758,8 @@ mod tests {
             ),
             (
                 "admin/view.rs",
-                "use crate::incident::engine::Engine;",
-                "may name only input, postmortem, record, rule, silence of incident",
+                "use crate::incident::plan::decide;",
+                "of incident, not plan",
             ),
             (
                 "admin/view.rs",

@@ -1,25 +1,42 @@
 //! Who may call the admin API: the token, and what keeps a web page in somebody's browser from calling it.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Mutex, PoisonError};
 
 use http::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, ORIGIN};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Uri};
 
+use super::api::{Caller, Right};
 use super::error::Problem;
+use crate::clock::Clock;
 use crate::config::{AdminToken, AdminWiring, Role, TokenDigest};
+use crate::control::links::Links;
 use crate::enforce::policy::Bind;
+use crate::types::ids::ApprovalId;
+use crate::types::time::Mono;
 
 /// Paths that a probe asks for: no token, since they tell nothing that is secret.
 const PROBES: [&str; 3] = ["/livez", "/readyz", "/healthz"];
 const METRICS: &str = "/metrics";
 
+/// Wrong tokens and links that one place may try at once, and one more each second.
+const ATTEMPTS: f64 = 50.0;
+/// Places that are told apart.
+const MAX_PLACES: usize = 1_024;
+
 /// How a request came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Via {
-    /// Over TCP, to this address of ours.
-    Tcp(Option<IpAddr>),
+    /// Over TCP.
+    Tcp {
+        /// To this address of ours.
+        local: Option<IpAddr>,
+        /// From this one.
+        peer: Option<IpAddr>,
+    },
     /// Over the Unix socket: the file's permissions have decided, and browsers cannot come this way.
     Unix,
 }
@@ -31,11 +48,24 @@ pub(super) struct Gate {
     open_metrics: bool,
     bound: Option<IpAddr>,
     names: Vec<String>,
+    /// The origin by which people reach us, as a browser writes it.
+    origin: Option<String>,
+    links: Links,
+    clock: Clock,
+    attempts: Mutex<HashMap<Option<IpAddr>, (Mono, f64)>>,
 }
 
 impl Gate {
-    pub(super) fn new(wiring: &AdminWiring) -> Self {
+    pub(super) fn new(wiring: &AdminWiring, links: Links, clock: Clock) -> Self {
+        let external = wiring.external_url.as_deref().and_then(|u| u.parse::<Uri>().ok());
+        let outside = external
+            .as_ref()
+            .and_then(|u| Some((u.scheme_str()?, u.authority()?)));
         Self {
+            origin: outside.map(|(scheme, name)| format!("{scheme}://{name}").to_ascii_lowercase()),
+            links,
+            clock,
+            attempts: Mutex::default(),
             tokens: wiring.all_tokens(),
             open_metrics: wiring.open_metrics,
             bound: match &wiring.bind {
@@ -46,15 +76,82 @@ impl Gate {
                 .allowed_hosts
                 .iter()
                 .map(|name| normal(name).to_ascii_lowercase())
+                .chain(outside.map(|(_, name)| normal(name.host()).to_ascii_lowercase()))
                 .collect(),
         }
     }
 
     /// Lets a request in or says why not: first whether it was meant for us, then whether it may.
-    pub(super) fn check(&self, request: &Parts, via: Via) -> Result<(), Problem> {
+    pub(super) fn check(&self, request: &Parts, via: Via) -> Result<Caller, Problem> {
         let host = self.check_host(request, via)?;
-        check_origin(&request.headers, host.as_ref())?;
-        self.check_token(request)
+        self.check_origin(&request.headers, host.as_ref())?;
+        let peer = match via {
+            Via::Tcp { peer, .. } => peer,
+            Via::Unix => None,
+        };
+        let right = self.check_right(request, peer)?;
+        Ok(Caller { right, peer })
+    }
+
+    /// By what right a request comes in; a wrong token or link is an attempt, of which there may be so many.
+    fn check_right(&self, request: &Parts, peer: Option<IpAddr>) -> Result<Right, Problem> {
+        let link = link_of(request);
+        let needs = link.is_some() || !(self.tokens.is_empty() || self.is_open(request));
+        if !needs {
+            return Ok(Right::Open);
+        }
+        let given = link.is_some() || request.headers.contains_key(AUTHORIZATION);
+        if given && !self.may_try(peer) {
+            return Err(Problem::too_many_attempts());
+        }
+        let checked = match link {
+            Some((id, token)) => self.check_link(id, &token),
+            None => self.check_token(request),
+        };
+        if given
+            && let Err(wrong) = &checked
+            && wrong.is_wrong_credential()
+        {
+            self.count_attempt(peer);
+        }
+        checked
+    }
+
+    fn check_link(&self, id: ApprovalId, token: &str) -> Result<Right, Problem> {
+        if self.links.is_genuine(&id, token) {
+            return Ok(Right::Link(id));
+        }
+        Err(Problem::bad_link())
+    }
+
+    fn may_try(&self, peer: Option<IpAddr>) -> bool {
+        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.mono();
+        attempts
+            .get(&peer)
+            .is_none_or(|(at, left)| refilled(*at, *left, now) >= 1.0)
+    }
+
+    fn count_attempt(&self, peer: Option<IpAddr>) {
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.mono();
+        if attempts.len() >= MAX_PLACES && !attempts.contains_key(&peer) {
+            attempts.retain(|_, (at, left)| refilled(*at, *left, now) < ATTEMPTS);
+        }
+        // With no room for its own count, a place shares one with the others.
+        let place = if attempts.len() < MAX_PLACES || attempts.contains_key(&peer) {
+            peer
+        } else {
+            None
+        };
+        let (at, left) = attempts.entry(place).or_insert((now, ATTEMPTS));
+        *left = refilled(*at, *left, now) - 1.0;
+        *at = now;
+    }
+
+    fn is_open(&self, request: &Parts) -> bool {
+        let path = request.uri.path();
+        PROBES.contains(&path) || (self.open_metrics && path == METRICS)
     }
 
     /// A name that is not ours means that somebody's DNS leads a browser to us (DNS rebinding).
@@ -64,7 +161,7 @@ impl Gate {
             Some(text) => Some(authority(text)?),
             None => None,
         };
-        if let Via::Tcp(local) = via {
+        if let Via::Tcp { local, .. } = via {
             let absolute = request.uri.authority();
             if header.is_none() && absolute.is_none() {
                 return Err(Problem::new(
@@ -104,14 +201,7 @@ impl Gate {
         ))
     }
 
-    fn check_token(&self, request: &Parts) -> Result<(), Problem> {
-        if self.tokens.is_empty() {
-            return Ok(());
-        }
-        let path = request.uri.path();
-        if PROBES.contains(&path) || (self.open_metrics && path == METRICS) {
-            return Ok(());
-        }
+    fn check_token(&self, request: &Parts) -> Result<Right, Problem> {
         let Some(given) = only(&request.headers, &AUTHORIZATION)? else {
             return Err(Problem::unauthorized(
                 "this needs the admin token",
@@ -123,33 +213,63 @@ impl Gate {
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| TokenDigest::of(token.trim()));
         // Every one is looked at, so that the time taken tells nothing.
-        let role = self.tokens.iter().fold(None, |found, token| {
+        let found = self.tokens.iter().fold(None, |found, token| {
             let same = bearer.as_ref() == Some(&token.digest);
-            if same { Some(token.role) } else { found }
+            if same { Some(token) } else { found }
         });
-        match role {
-            Some(Role::Operator) => Ok(()),
-            Some(Role::Viewer) if matches!(request.method, Method::GET | Method::HEAD) => Ok(()),
-            Some(Role::Viewer) => Err(Problem::new(
-                StatusCode::FORBIDDEN,
-                "not_an_operator",
-                "this token allows to look, not to act",
-                "use a token whose role is operator",
-            )),
-            None => Err(Problem::unauthorized(
+        let Some(AdminToken { name, role, .. }) = found else {
+            return Err(Problem::unauthorized(
                 "this is not the admin token",
                 "Bearer realm=\"fusebox\", error=\"invalid_token\"",
-            )),
+            ));
+        };
+        if *role == Role::Viewer && !matches!(request.method, Method::GET | Method::HEAD) {
+            return Err(Problem::not_an_operator());
         }
+        Ok(Right::Token {
+            name: name.clone(),
+            role: *role,
+        })
+    }
+
+    /// A browser says from which page a request comes; ours are the only ones that may call us.
+    fn check_origin(&self, headers: &HeaderMap, host: Option<&Authority>) -> Result<(), Problem> {
+        let Some(origin) = only(headers, &ORIGIN)? else {
+            return Ok(());
+        };
+        let outside = self.origin.as_deref();
+        if is_same(origin, host) || outside.is_some_and(|o| o.eq_ignore_ascii_case(origin)) {
+            return Ok(());
+        }
+        Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "origin_not_allowed",
+            "the request comes from a web page of another origin",
+            "call the admin API from a page that it serves, or from something that is no browser",
+        ))
     }
 }
 
-/// A browser says from which page a request comes; ours are the only ones that may call us.
-fn check_origin(headers: &HeaderMap, host: Option<&Authority>) -> Result<(), Problem> {
-    let Some(origin) = only(headers, &ORIGIN)? else {
-        return Ok(());
-    };
-    let same = host.is_some_and(|host| {
+fn refilled(at: Mono, left: f64, now: Mono) -> f64 {
+    (left + now.since(at).as_secs_f64()).min(ATTEMPTS)
+}
+
+/// The question and the token of a link: `/approvals/ID?t=TOKEN`, shown by GET and answered by POST.
+pub(super) fn link_of(request: &Parts) -> Option<(ApprovalId, String)> {
+    if !matches!(request.method, Method::GET | Method::HEAD | Method::POST) {
+        return None;
+    }
+    let id = request.uri.path().strip_prefix("/approvals/")?;
+    if id.is_empty() || id.contains('/') {
+        return None;
+    }
+    let query = request.uri.query()?;
+    let token = query.split('&').find_map(|pair| pair.strip_prefix("t="))?;
+    Some((id.into(), token.to_owned()))
+}
+
+fn is_same(origin: &str, host: Option<&Authority>) -> bool {
+    host.is_some_and(|host| {
         let Some((scheme, page)) = origin.split_once("://") else {
             return false;
         };
@@ -163,16 +283,7 @@ fn check_origin(headers: &HeaderMap, host: Option<&Authority>) -> Result<(), Pro
         };
         let port = |a: &Authority| a.port_u16().unwrap_or(default);
         normal(page.host()).eq_ignore_ascii_case(normal(host.host())) && port(&page) == port(host)
-    });
-    if same {
-        return Ok(());
-    }
-    Err(Problem::new(
-        StatusCode::FORBIDDEN,
-        "origin_not_allowed",
-        "the request comes from a web page of another origin",
-        "call the admin API from a page that it serves, or from something that is no browser",
-    ))
+    })
 }
 
 /// The one value of a header that must not be there twice.
@@ -249,7 +360,7 @@ mod tests {
             let mut parts = parts("/agents", &[("host", "localhost"), ("authorization", &bearer)]);
             parts.method = method;
             assert_eq!(
-                code(gate.check(&parts, Via::Tcp(None))),
+                code(gate.check(&parts, tcp(None))),
                 want,
                 "{token} {}",
                 parts.method
@@ -258,14 +369,20 @@ mod tests {
     }
 
     fn gate(token: Option<&str>) -> Gate {
-        Gate::new(&AdminWiring {
+        let wiring = AdminWiring {
             bind: Bind::Tcp("10.1.2.3:4311".parse().unwrap()),
             token: token.map(Secret::new),
             tokens: Vec::new(),
             allowed_hosts: vec!["Fusebox.ops.example".to_owned(), "proxy.example:8443".to_owned()],
             open_metrics: true,
             external_url: None,
-        })
+            user_header: None,
+        };
+        Gate::new(&wiring, Links::new(None, Secret::new("k")), Clock::system())
+    }
+
+    fn tcp(local: Option<IpAddr>) -> Via {
+        Via::Tcp { local, peer: None }
     }
 
     fn parts(uri: &str, headers: &[(&str, &str)]) -> Parts {
@@ -276,9 +393,9 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
-    fn code(checked: Result<(), Problem>) -> String {
+    fn code(checked: Result<Caller, Problem>) -> String {
         match checked {
-            Ok(()) => "ok".to_owned(),
+            Ok(_) => "ok".to_owned(),
             Err(p) => format!("{p:?}")
                 .split("code: \"")
                 .nth(1)
@@ -290,7 +407,7 @@ mod tests {
 
     #[test]
     fn hosts() {
-        let local = Via::Tcp(Some("192.168.7.9".parse().unwrap()));
+        let local = tcp(Some("192.168.7.9".parse().unwrap()));
         let table = [
             ("localhost", "ok"),
             ("LOCALHOST.:4311", "ok"),
@@ -341,7 +458,7 @@ mod tests {
         ];
         for (host, origin, want) in table {
             let request = parts("/agents", &[("host", host), ("origin", origin)]);
-            for via in [Via::Tcp(None), Via::Unix] {
+            for via in [tcp(None), Via::Unix] {
                 assert_eq!(code(gate(None).check(&request, via)), want, "{host} {origin}");
             }
         }
@@ -367,12 +484,12 @@ mod tests {
         for (path, header, want) in table {
             let mut headers = vec![("host", "localhost")];
             headers.extend(header.map(|h| ("authorization", h)));
-            let got = gate(Some("right")).check(&parts(path, &headers), Via::Tcp(None));
+            let got = gate(Some("right")).check(&parts(path, &headers), tcp(None));
             assert_eq!(code(got), want, "{path} {header:?}");
         }
         let mut closed = gate(Some("right"));
         closed.open_metrics = false;
-        let got = closed.check(&parts("/metrics", &[("host", "localhost")]), Via::Tcp(None));
+        let got = closed.check(&parts("/metrics", &[("host", "localhost")]), tcp(None));
         assert_eq!(code(got), "unauthorized");
     }
 }

@@ -2,21 +2,75 @@
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use http::header::{HeaderValue, WWW_AUTHENTICATE};
+use http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Method, StatusCode, Uri};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::control::handle::Unavailable;
+use crate::incident::input::NotActed;
 
-/// A refusal: `{"error":{"code","message","hint"}}`.
+/// How long to wait after too many attempts, in seconds.
+const ATTEMPT_PAUSE: u32 = 5;
+
+/// A refusal: `{"error":{"code","message","hint"}}`, with `problems` beside it where a body has several.
 #[derive(Debug)]
 pub(super) struct Problem {
     status: StatusCode,
     code: &'static str,
-    message: String,
-    hint: String,
+    message: Box<str>,
+    hint: Box<str>,
     challenge: Option<&'static str>,
+    retry_after: Option<u32>,
+    reason: Option<&'static str>,
+    faults: Box<[Fault]>,
+}
+
+/// One thing that is wrong with a body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub(super) struct Fault {
+    /// Where, as a JSON pointer (RFC 6901).
+    pub(super) pointer: String,
+    /// What is wrong.
+    pub(super) message: String,
+    /// What to do about it.
+    pub(super) hint: String,
+}
+
+impl Fault {
+    pub(super) fn new(pointer: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            pointer: pointer.to_owned(),
+            message: message.into(),
+            hint: hint.into(),
+        }
+    }
+}
+
+/// What every refusal looks like.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ProblemBody {
+    /// What is wrong.
+    error: ProblemText,
+    /// What is not as it should be; of `/healthz` only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     reasons: Vec<&'static str>,
+    /// Everything that is wrong with the body.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    problems: Vec<Fault>,
+}
+
+/// What is wrong, in a word, in a sentence, and what to do about it.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ProblemText {
+    /// A stable word.
+    code: &'static str,
+    /// For a person.
+    message: String,
+    /// What to do about it.
+    hint: String,
 }
 
 impl Problem {
@@ -30,16 +84,98 @@ impl Problem {
         Self {
             status,
             code,
-            message: message.into(),
-            hint: hint.into(),
+            message: message.into().into(),
+            hint: hint.into().into(),
             challenge: None,
-            reasons: Vec::new(),
+            retry_after: None,
+            reason: None,
+            faults: Box::default(),
         }
+    }
+
+    /// A body with everything that is wrong with it.
+    pub(super) fn faulty(faults: Vec<Fault>) -> Self {
+        let (message, hint) = match faults.first() {
+            Some(first) if faults.len() == 1 => (
+                format!("`{}` {}", first.pointer, first.message),
+                first.hint.clone(),
+            ),
+            _ => (
+                format!("{} things are wrong with the body", faults.len()),
+                "`problems` names each by its place".to_owned(),
+            ),
+        };
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_body", message, hint);
+        problem.faults = faults.into();
+        problem
+    }
+
+    /// Too many wrong tokens or links from one place.
+    pub(super) fn too_many_attempts() -> Self {
+        Self {
+            retry_after: Some(ATTEMPT_PAUSE),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_attempts",
+                "too many wrong tokens or links came from here",
+                "wait a moment and try again with the right one",
+            )
+        }
+    }
+
+    /// A link that we did not make.
+    pub(super) fn bad_link() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "bad_link",
+            "this link is not genuine",
+            "use the link of the notice as it is, or `fusebox approvals`",
+        )
+    }
+
+    /// Whether it is about a token or a link that was wrong.
+    pub(super) fn is_wrong_credential(&self) -> bool {
+        matches!(self.code, "unauthorized" | "bad_link")
+    }
+
+    /// This token allows to look only.
+    pub(super) fn not_an_operator() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "not_an_operator",
+            "this token allows to look, not to act",
+            "use a token whose role is operator",
+        )
+    }
+
+    /// Nothing is kept beyond the process.
+    pub(super) fn no_ledger() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "no_ledger",
+            "there is no ledger, so nothing of this is kept",
+            "set `ledger` in the configuration, or start with --ledger",
+        )
+    }
+
+    /// The ledger does not answer.
+    pub(super) fn ledger(error: impl std::fmt::Display) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "ledger_unavailable",
+            format!("the ledger cannot be read: {error}"),
+            "what is in memory is still shown without a cursor; look at the log",
+        )
+    }
+
+    /// The status, the word and the sentence, for a page.
+    pub(super) fn parts(&self) -> (StatusCode, &str, &str) {
+        (self.status, &self.message, &self.hint)
     }
 
     /// With `reasons` beside `error`.
     pub(super) fn because(mut self, reason: &'static str) -> Self {
-        self.reasons.push(reason);
+        self.reason = Some(reason);
         self
     }
 
@@ -90,7 +226,7 @@ impl Problem {
                 StatusCode::UNAUTHORIZED,
                 "unauthorized",
                 message,
-                "send `authorization: Bearer` with the token of `admin.token`",
+                "send `authorization: Bearer` with a token of `admin.token` or `admin.tokens`",
             )
         }
     }
@@ -114,6 +250,31 @@ impl Problem {
     }
 }
 
+impl From<NotActed> for Problem {
+    fn from(why: NotActed) -> Self {
+        let text = why.to_string();
+        match why {
+            NotActed::Unknown { what, id } => Self::not_found(what, &id, &format!("/{what}s")),
+            NotActed::Over { what, .. } => Self::new(
+                StatusCode::CONFLICT,
+                match what {
+                    "incident" => "not_open",
+                    "approval" => "not_pending",
+                    _ => "over",
+                },
+                text,
+                "nothing is left to do",
+            ),
+            NotActed::Refused(_) => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "refused",
+                text,
+                "ask for something else",
+            ),
+        }
+    }
+}
+
 impl From<Unavailable> for Problem {
     fn from(e: Unavailable) -> Self {
         Self::new(
@@ -127,16 +288,24 @@ impl From<Unavailable> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut body = json!({
-            "error": {"code": self.code, "message": self.message, "hint": self.hint}
-        });
-        if let (false, Value::Object(members)) = (self.reasons.is_empty(), &mut body) {
-            members.insert("reasons".to_owned(), self.reasons.into());
-        }
+        let body = ProblemBody {
+            error: ProblemText {
+                code: self.code,
+                message: self.message.into(),
+                hint: self.hint.into(),
+            },
+            reasons: self.reason.into_iter().collect(),
+            problems: self.faults.into(),
+        };
         let mut response = (self.status, Json(body)).into_response();
         if let Some(challenge) = self.challenge {
             let challenge = HeaderValue::from_static(challenge);
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        if let Some(seconds) = self.retry_after {
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -1,13 +1,17 @@
 //! What the driver of the tests knows, and how it answers.
 
+use std::sync::Arc;
+
 use crate::alert::TargetStatus;
 use crate::control::handle::{AgentView, Ask, ReloadReport, RuleLine, StatusView, UpstreamView};
 use crate::enforce::slots::TotalsView;
+use crate::incident::engine::{Bounds, Engine};
 use crate::incident::input::{Acted, NotActed, OperatorAct};
 use crate::incident::record::{AgentStatus, IncidentRecord, IncidentState, RuleStatus, TimelineEntry};
+use crate::incident::rule::Rulebook;
 use crate::types::directive::{Directive, Order, Subject};
 use crate::types::notice::Severity;
-use crate::types::time::{Mono, Wall};
+use crate::types::time::{Mono, Now, Wall};
 
 const AT: Wall = Wall::from_unix_millis(1_700_000_000_000);
 
@@ -18,7 +22,20 @@ pub(super) fn answer(ask: Ask, incidents: &mut [IncidentRecord]) {
         Ask::Rules(to) => drop(to.send(vec![rule()])),
         Ask::Agents(to) => drop(to.send(agents())),
         Ask::Status(to) => drop(to.send(status())),
-        Ask::Look(_) | Ask::Target(..) => {}
+        Ask::Look(look) => {
+            let bounds = Bounds {
+                max_subjects: 10,
+                max_executions: 10,
+                execution_idle_seconds: 60,
+                max_closed_incidents: 10,
+            };
+            let now = Now {
+                mono: Mono::ZERO,
+                wall: AT,
+            };
+            look(&Engine::new(Arc::new(Rulebook::default()), bounds), now);
+        }
+        Ask::Target(url, to) => drop(to.send(Err(format!("nothing is sent to {url}")))),
         Ask::Operate {
             act: OperatorAct::Resolve { incident: id, by },
             to,
@@ -36,12 +53,18 @@ pub(super) fn answer(ask: Ask, incidents: &mut [IncidentRecord]) {
                     detail: by,
                 });
             }
-            let over = NotActed::Over {
-                what: "incident",
-                id: id.to_string(),
-                state: "resolved",
-            };
-            to.send(if was_open { Ok(Acted::Done) } else { Err(over) }).ok();
+            let (what, id) = ("incident", id.to_string());
+            let known = incidents.iter().any(|i| i.id.as_str() == id);
+            to.send(match (was_open, known) {
+                (true, _) => Ok(Acted::Done),
+                (false, true) => Err(NotActed::Over {
+                    what,
+                    id,
+                    state: "resolved",
+                }),
+                (false, false) => Err(NotActed::Unknown { what, id }),
+            })
+            .ok();
         }
         Ask::Operate { to, .. } => {
             to.send(Ok(Acted::Done)).ok();
@@ -151,6 +174,7 @@ pub(super) fn status() -> StatusView {
             name: "default".to_owned(),
             url: "https://api.example".to_owned(),
             provider: "openai".to_owned(),
+            breaker: None,
         }],
         config: "built-in".to_owned(),
         last_reload: Some(report(false)),

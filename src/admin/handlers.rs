@@ -1,40 +1,32 @@
 //! What each endpoint does: ask the driver, show the answer.
 
-use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Bytes, to_bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{FromRequest, Path, Query, Request, State};
+use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
 use http::{HeaderValue, StatusCode};
-use serde::Deserialize;
 use tokio::time::timeout;
 
+use super::body::{Body, By};
 use super::error::Problem;
 use super::view;
 use crate::control::handle::{AgentView, Handle, Unavailable};
-use crate::incident::input::OperatorAct;
-use crate::incident::record::{IncidentRecord, IncidentState, RuleStatus};
-use crate::types::ids::IncidentId;
+use crate::incident::record::RuleStatus;
 
 /// How long the driver has for an answer.
 const DRIVER_DEADLINE: Duration = Duration::from_secs(5);
 /// How long it has when a probe asks: probes are impatient themselves.
 const PROBE_DEADLINE: Duration = Duration::from_millis(800);
-/// Largest body of a request, in bytes.
-const MAX_BODY: usize = 1 << 20;
-/// Longest name of an operator, in bytes.
-const MAX_BY: usize = 200;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-type Answer<T> = Result<Json<T>, Problem>;
-type Id = Result<Path<String>, PathRejection>;
+pub(super) type Answer<T> = Result<Json<T>, Problem>;
+pub(super) type Id = Result<Path<String>, PathRejection>;
 
 pub(super) async fn livez() -> &'static str {
     "ok"
@@ -102,46 +94,11 @@ pub(super) async fn agent(State(handle): State<Handle>, id: Id) -> Answer<AgentV
         .ok_or_else(|| Problem::not_found("agent", &id, "/agents"))
 }
 
-pub(super) async fn incidents(
-    State(handle): State<Handle>,
-    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
-) -> Answer<Vec<IncidentRecord>> {
-    let filter = Filter::parse(query)?;
-    let mut incidents = in_time(handle.incidents()).await?;
-    incidents.retain(|i| filter.takes(i));
-    Ok(Json(incidents))
-}
-
-pub(super) async fn incident(State(handle): State<Handle>, id: Id) -> Answer<IncidentRecord> {
-    let id = path(id)?;
-    find(&handle, &id).await.map(Json)
-}
-
 pub(super) async fn rules(State(handle): State<Handle>) -> Answer<Vec<RuleStatus>> {
     Ok(Json(in_time(handle.rules()).await?))
 }
 
-pub(super) async fn resolve(State(handle): State<Handle>, id: Id, order: Order) -> Answer<IncidentRecord> {
-    let id = path(id)?;
-    let by = order.by()?;
-    let act = OperatorAct::Resolve {
-        incident: IncidentId::from(id.as_str()),
-        by,
-    };
-    let acted = in_time(handle.operate(act, "api")).await?;
-    let incident = find(&handle, &id).await?;
-    if acted.is_ok() {
-        return Ok(Json(incident));
-    }
-    Err(Problem::new(
-        StatusCode::CONFLICT,
-        "not_open",
-        format!("incident `{id}` is over already"),
-        "nothing is left to do",
-    ))
-}
-
-pub(super) async fn reload(State(handle): State<Handle>, _: Order) -> Result<Response, Problem> {
+pub(super) async fn reload(State(handle): State<Handle>, _: Body<By>) -> Result<Response, Problem> {
     let report = handle.reload().await?;
     let status = if report.ok {
         StatusCode::OK
@@ -151,24 +108,18 @@ pub(super) async fn reload(State(handle): State<Handle>, _: Order) -> Result<Res
     Ok((status, Json(report)).into_response())
 }
 
-async fn find(handle: &Handle, id: &str) -> Result<IncidentRecord, Problem> {
-    in_time(handle.incident(IncidentId::from(id)))
-        .await?
-        .ok_or_else(|| Problem::not_found("incident", id, "/incidents"))
-}
-
-async fn in_time<T>(asked: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Problem> {
+pub(super) async fn in_time<T>(asked: impl Future<Output = Result<T, Unavailable>>) -> Result<T, Problem> {
     match timeout(DRIVER_DEADLINE, asked).await {
         Ok(answered) => Ok(answered?),
         Err(_) => Err(Unavailable.into()),
     }
 }
 
-fn with_type(kind: &'static str, body: String) -> Response {
+pub(super) fn with_type(kind: &'static str, body: String) -> Response {
     ([(CONTENT_TYPE, HeaderValue::from_static(kind))], body).into_response()
 }
 
-fn path(id: Id) -> Result<String, Problem> {
+pub(super) fn path(id: Id) -> Result<String, Problem> {
     match id {
         Ok(Path(id)) => Ok(id),
         Err(_) => Err(Problem::bad_parameter(
@@ -203,151 +154,28 @@ fn wants_text(headers: &HeaderMap) -> bool {
     text
 }
 
-/// Which incidents are asked for.
-#[derive(Debug, Default)]
-struct Filter {
-    state: Option<IncidentState>,
-    agent: Option<String>,
-    rule: Option<String>,
-}
-
-impl Filter {
-    const NAMES: &str = "state, agent, rule";
-
-    fn parse(query: Result<Query<Vec<(String, String)>>, QueryRejection>) -> Result<Self, Problem> {
-        let Ok(Query(pairs)) = query else {
+/// The one parameter that a query may have.
+pub(super) fn only_parameter(
+    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    name: &str,
+) -> Result<Option<String>, Problem> {
+    let Ok(Query(pairs)) = query else {
+        return Err(Problem::bad_parameter("?", "the query cannot be read", name));
+    };
+    let mut found = None;
+    for (given, value) in pairs {
+        if given != name {
+            return Err(Problem::bad_parameter(&given, "is not known", name));
+        }
+        if found.replace(value).is_some() {
             return Err(Problem::bad_parameter(
-                "?",
-                "the query cannot be read",
-                Self::NAMES,
-            ));
-        };
-        let mut filter = Self::default();
-        for (name, value) in pairs {
-            let given_twice = match name.as_str() {
-                "state" => filter.state.replace(state(&value)?).is_some(),
-                "agent" => filter.agent.replace(value).is_some(),
-                "rule" => filter.rule.replace(value).is_some(),
-                _ => return Err(Problem::bad_parameter(&name, "is not known", Self::NAMES)),
-            };
-            if given_twice {
-                return Err(Problem::bad_parameter(
-                    &name,
-                    "is given more than once",
-                    "each parameter once",
-                ));
-            }
-        }
-        Ok(filter)
-    }
-
-    fn takes(&self, incident: &IncidentRecord) -> bool {
-        self.state.is_none_or(|s| s == incident.state)
-            && self
-                .agent
-                .as_deref()
-                .is_none_or(|a| incident.agent.as_ref().is_some_and(|i| i.as_str() == a))
-            && self.rule.as_deref().is_none_or(|r| incident.rule.as_str() == r)
-    }
-}
-
-fn state(word: &str) -> Result<IncidentState, Problem> {
-    match word {
-        "open" => Ok(IncidentState::Open),
-        "recovering" => Ok(IncidentState::Recovering),
-        "resolved" => Ok(IncidentState::Resolved),
-        _ => Err(Problem::bad_parameter(
-            "state",
-            &format!("`{word}` is no state"),
-            "open, recovering, resolved",
-        )),
-    }
-}
-
-/// The body of a request that changes something: empty, or JSON that says so. A form of a web page can say neither
-/// `application/json` nor ask for leave to.
-pub(super) struct Order(Bytes);
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct By {
-    by: Option<String>,
-}
-
-impl Order {
-    /// Who gives the order.
-    fn by(&self) -> Result<String, Problem> {
-        const HINT: &str = "send {\"by\": \"your name\"}, or nothing";
-        if self.0.is_empty() {
-            return Ok("operator".to_owned());
-        }
-        let By { by } = serde_json::from_slice(&self.0)
-            .map_err(|e| Problem::bad_body(format!("the body cannot be read: {e}"), HINT))?;
-        let by = by.unwrap_or_else(|| "operator".to_owned());
-        if by.trim().is_empty() || by.len() > MAX_BY || by.contains(char::is_control) {
-            return Err(Problem::bad_body(
-                format!("`by` must be a name of 1 to {MAX_BY} bytes without control characters"),
-                HINT,
+                name,
+                "is given more than once",
+                "each parameter once",
             ));
         }
-        Ok(by.trim().to_owned())
     }
-}
-
-impl<S: Sync> FromRequest<S> for Order {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        let headers = request.headers();
-        let kind = headers.get(CONTENT_TYPE).cloned();
-        let announced = headers
-            .get(CONTENT_LENGTH)
-            .and_then(|v| v.to_str().ok()?.parse::<u64>().ok())
-            .unwrap_or(0);
-        if kind.as_ref().is_some_and(|k| !is_json(k)) {
-            return Err(wrong_type());
-        }
-        if announced > MAX_BODY as u64 {
-            return Err(too_large());
-        }
-        let body = to_bytes(request.into_body(), MAX_BODY).await.map_err(|e| {
-            if e.source()
-                .is_some_and(|s| s.is::<http_body_util::LengthLimitError>())
-            {
-                too_large()
-            } else {
-                Problem::bad_body("the body broke off", "send all of it")
-            }
-        })?;
-        if kind.is_none() && !body.is_empty() {
-            return Err(wrong_type());
-        }
-        Ok(Self(body))
-    }
-}
-
-fn is_json(kind: &HeaderValue) -> bool {
-    let kind = kind.to_str().unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default();
-    kind.trim().eq_ignore_ascii_case("application/json")
-}
-
-fn wrong_type() -> Problem {
-    Problem::new(
-        StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        "not_json",
-        "the body is not said to be JSON",
-        "send `content-type: application/json`, or no body at all",
-    )
-}
-
-fn too_large() -> Problem {
-    Problem::new(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        "body_too_large",
-        format!("the body is larger than {MAX_BODY} bytes"),
-        "send less",
-    )
+    Ok(found)
 }
 
 #[cfg(test)]

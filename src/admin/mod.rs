@@ -1,10 +1,21 @@
 //! The admin API: probes, metrics, status, and what an operator may do; its own listener, loopback unless told otherwise.
 
+mod api;
+mod approvals;
 mod auth;
+mod body;
 mod error;
+mod events;
 #[cfg(test)]
 mod fixture;
 mod handlers;
+mod history;
+mod incidents;
+mod openapi;
+mod orders;
+mod page;
+mod plan;
+mod respond;
 mod routes;
 #[cfg(test)]
 mod tests;
@@ -32,9 +43,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use crate::clock::Clock;
 use crate::config::AdminWiring;
 use crate::control::handle::Handle;
 use crate::enforce::policy::Bind;
+use api::Api;
 use auth::{Gate, Via};
 
 /// Connections at once; more wait in the kernel's queue.
@@ -55,7 +68,10 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 ///
 /// A listener that cannot accept is tried again and again: whatever happens here, traffic goes on.
 pub async fn serve(listener: AdminListener, wiring: AdminWiring, handle: Handle, stop: CancellationToken) {
-    let router = routes::router(Gate::new(&wiring), handle);
+    let clock = Clock::system();
+    let gate = Gate::new(&wiring, handle.links().clone(), clock.clone());
+    let api = Api::new(handle, clock, wiring.user_header.as_deref(), stop.clone());
+    let router = routes::router(gate, api);
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let open = TaskTracker::new();
     loop {
@@ -141,10 +157,11 @@ impl AdminListener {
     async fn accept(&self) -> io::Result<(Either<TcpStream, UnixStream>, Via)> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true).ok();
                 let local = stream.local_addr().ok().map(|a| a.ip().to_canonical());
-                Ok((Either::Left(stream), Via::Tcp(local)))
+                let peer = Some(peer.ip().to_canonical());
+                Ok((Either::Left(stream), Via::Tcp { local, peer }))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;

@@ -48,7 +48,11 @@ fn write(
         line(out, "listening", clean(listener))?;
     }
     for up in &status.upstreams {
-        let text = format!("{}  {}  ({})", up.name, up.url, up.provider);
+        let breaker = match up.breaker.as_deref() {
+            None | Some("closed") => String::new(),
+            Some(state) => format!(" · breaker {state}"),
+        };
+        let text = format!("{}  {}  ({}){breaker}", up.name, up.url, up.provider);
         line(out, "upstream", clean(&text))?;
     }
     let t = &status.totals;

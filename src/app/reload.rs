@@ -155,6 +155,7 @@ pub(super) fn upstream_views(policy: &Policy) -> Vec<UpstreamView> {
                 name: upstream.name.as_str().to_owned(),
                 url: format!("{scheme}://{authority}{}", url.base_path),
                 provider: upstream.provider.to_string(),
+                breaker: None,
             }
         })
         .collect()

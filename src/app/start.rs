@@ -24,6 +24,7 @@ use crate::control::journal::Journal;
 use crate::control::links::Links;
 use crate::control::outbox::Outbox;
 use crate::control::resume::resume;
+use crate::enforce::breaker::Breakers;
 use crate::enforce::chains::Chains;
 use crate::enforce::policy::Bind;
 use crate::enforce::slots::Slots;
@@ -138,6 +139,7 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
     let ready = Arc::new(AtomicBool::new(false));
     let stop = CancellationToken::new();
 
+    let breakers = Arc::new(Breakers::default());
     let shared = Arc::new(Shared {
         clock: clock.clone(),
         reader,
@@ -149,6 +151,7 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
         waiting: Arc::new(AtomicUsize::new(0)),
         chains: Chains::default(),
         versions: Arc::new(Versions::new(wiring.max_agents)),
+        breakers: Arc::clone(&breakers),
         unwilling: Unwilling::default(),
         request_ids: RequestIds::new(),
     });
@@ -191,6 +194,7 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
                 Box::new(move || waiting.load(Ordering::Relaxed))
             },
             dropped,
+            breakers,
         },
     };
     let workers = start_workers(shared, bound.workers)?;

@@ -1,13 +1,24 @@
 //! The command line: one file for each subcommand, all of them thin.
 
 mod admin_client;
+mod approvals;
+mod backtest;
+mod brake;
 mod check;
+mod contain;
 pub mod demo;
+mod drill;
+mod events;
+mod incidents;
+mod leases;
 mod ledger;
 mod notify;
+mod operate;
 mod reload;
+mod respond;
 mod run;
 mod schema;
+mod silences;
 mod status;
 
 use std::io::Write;
@@ -42,8 +53,28 @@ enum Command {
     Reload(reload::Args),
     /// Show what a running fusebox is doing.
     Status(status::Args),
+    /// Look at incidents and decide about them.
+    Incidents(incidents::Args),
+    /// Look at questions to humans and answer them.
+    Approvals(approvals::Args),
+    /// Keep notices back, or open nothing, for a while.
+    Silences(silences::Args),
+    /// Look at what is in force, and lift it.
+    Leases(leases::Args),
+    /// Stop automation, or let it go on.
+    Brake(brake::Args),
+    /// Stop an agent, an execution, a version or the fleet at once.
+    Contain(contain::Args),
+    /// Follow what happens.
+    Events(events::Args),
+    /// Respond to an incident: send a file as POST /agents/incident-response.
+    Respond(respond::Args),
     /// Look into a ledger, or move its content to and from JSON lines.
     Ledger(ledger::Args),
+    /// Prove that a failover list or a reroute action can trigger, on doubles of its upstreams.
+    Drill(drill::Args),
+    /// Replay recorded exchanges through a rules file: what would have fired, been refused and been saved.
+    Backtest(backtest::Args),
     /// Try out an alert target.
     Notify(notify::Args),
     /// Watch an incident happen and end, on a simulated provider inside this process.
@@ -63,7 +94,17 @@ pub fn main() -> ExitCode {
         Command::Schema(args) => schema::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Incidents(args) => incidents::run(args),
+        Command::Approvals(args) => approvals::run(args),
+        Command::Silences(args) => silences::run(args),
+        Command::Leases(args) => leases::run(args),
+        Command::Brake(args) => brake::run(args),
+        Command::Contain(args) => contain::run(args),
+        Command::Events(args) => events::run(&args),
+        Command::Respond(args) => respond::run(&args),
         Command::Ledger(args) => ledger::run(&args),
+        Command::Drill(args) => drill::run(&args),
+        Command::Backtest(args) => backtest::run(&args),
         Command::Notify(args) => notify::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Completions { shell } => {

@@ -83,6 +83,7 @@ pub(super) fn retry_on() -> RetryOn {
         first_byte_timeout: true,
         first_event_error: true,
         statuses: vec![502, 503, 504, 529],
+        first_byte_within: None,
     }
 }
 

@@ -525,6 +525,7 @@ fn wiring_changes(old: &Wiring, new: &Wiring, log: &mut Log) {
         allowed_hosts,
         open_metrics,
         external_url,
+        user_header,
     } = admin;
     let Bounds {
         max_subjects,
@@ -544,6 +545,7 @@ fn wiring_changes(old: &Wiring, new: &Wiring, log: &mut Log) {
     key("admin.allowed_hosts", old.admin.allowed_hosts == *allowed_hosts);
     key("admin.open_metrics", old.admin.open_metrics == *open_metrics);
     key("admin.max_label_sets", old.max_label_sets == *max_label_sets);
+    key("admin.user_header", old.admin.user_header == *user_header);
     key("external_url", old.admin.external_url == *external_url);
     key("limits.max_agents", old.max_agents == *max_agents);
     key("limits.max_connections", old.max_connections == *max_connections);

@@ -33,6 +33,17 @@ use crate::types::secret::Secret;
 
 pub use problem::{ProblemView, Problems};
 pub(crate) use show::{show_bind, show_rule};
+pub(crate) use units::show_duration;
+
+/// A length of time as the configuration writes it: `500ms`, `2.5s`, `1h30m`; `None` when it is none.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    units::duration(text)
+}
+
+/// The known word that `word` was probably meant to be, if one is near enough.
+pub fn nearest_word<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    suggest::nearest(word, known.iter().copied())
+}
 
 /// Everything a configuration says, compiled.
 #[derive(Debug, Clone)]
@@ -98,6 +109,9 @@ pub struct AdminWiring {
     pub open_metrics: bool,
     /// The URL by which people reach it, without a trailing slash, for links in notices and pages for approvals.
     pub external_url: Option<String>,
+    /// The header in which a proxy in front of the admin listener says who is calling, in lower case; trusted only where
+    /// it is set.
+    pub user_header: Option<String>,
 }
 
 impl AdminWiring {

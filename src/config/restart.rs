@@ -1,7 +1,7 @@
 //! Which keys of the file a reload does not change: what is bound, sized or started once.
 
 /// The keys that need a restart, as [`super::schema::keys`] names them. Every other key is in force after a reload.
-pub(super) const NEEDED: [&str; 33] = [
+pub(super) const NEEDED: [&str; 34] = [
     "listeners[].listen",
     "listeners[].tls.certificate_file",
     "listeners[].tls.key_file",
@@ -15,6 +15,7 @@ pub(super) const NEEDED: [&str; 33] = [
     "admin.tokens[].token_file",
     "admin.tokens[].token_sha256",
     "admin.allowed_hosts",
+    "admin.user_header",
     "admin.open_metrics",
     "admin.max_label_sets",
     "external_url",

@@ -21,6 +21,7 @@ use super::recent::Recent;
 use super::resume::Memory;
 use crate::alert::{Alerts, AllowedDestinations};
 use crate::clock::Clock;
+use crate::enforce::breaker::Breakers;
 use crate::enforce::slots::Slots;
 use crate::enforce::snapshot::Publisher;
 use crate::incident::effect::Effect;
@@ -110,6 +111,8 @@ pub struct Gauges {
     pub waiting: Box<dyn Fn() -> usize + Send>,
     /// What found the queue full.
     pub dropped: Arc<Dropped>,
+    /// How well the upstreams do that others stand in for.
+    pub breakers: Arc<Breakers>,
 }
 
 impl std::fmt::Debug for Gauges {
@@ -286,6 +289,21 @@ impl Driver {
             connections as u64,
             waiting as u64,
         );
+        for breaker in gauges.breakers.view(now.mono) {
+            let failover = self.parts.metrics.failover();
+            failover.breaker(breaker.upstream.as_str(), breaker.state.level());
+        }
+    }
+
+    /// The upstreams, with how their breakers stand.
+    fn upstreams(&self, now: Mono) -> Vec<UpstreamView> {
+        let breakers = self.parts.gauges.breakers.view(now);
+        let state = |name: &str| breakers.iter().find(|b| b.upstream.as_str() == name);
+        let mut all = self.parts.about.upstreams.clone();
+        for view in &mut all {
+            view.breaker = state(&view.name).map(|b| b.state.name().to_owned());
+        }
+        all
     }
 
     /// Agents that are long gone leave their slots to others.
@@ -478,7 +496,7 @@ impl Driver {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: now.mono.since(self.started).as_secs_f64(),
             listeners: parts.about.listeners.clone(),
-            upstreams: parts.about.upstreams.clone(),
+            upstreams: self.upstreams(now.mono),
             config: parts.about.config.clone(),
             last_reload: self.last_reload.clone(),
             agents: parts.slots.count() as u64,
@@ -575,6 +593,7 @@ mod tests {
                 connections: Box::new(|| 0),
                 waiting: Box::new(|| 0),
                 dropped,
+                breakers: Arc::default(),
             },
             clock,
         };

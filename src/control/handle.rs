@@ -164,6 +164,11 @@ pub struct UpstreamView {
     pub url: String,
     /// Whose API it is.
     pub provider: String,
+    /// Whether it is asked: `closed` (as usual), `open` (left alone), `half_open` (tried by one request at a time),
+    /// `returning` (a growing part of the executions); null for one that no other stands in for, or that was not asked
+    /// yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<String>,
 }
 
 impl Handle {

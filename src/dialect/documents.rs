@@ -20,9 +20,18 @@ pub(super) struct Elements {
     in_string: bool,
     escaped: bool,
     too_long: bool,
+    /// There was an element.
+    any: bool,
+    /// A comma came after it.
+    comma: bool,
 }
 
 impl Lines {
+    /// Whether what came so far ends with a line.
+    pub(super) fn is_between(&self) -> bool {
+        self.held.is_empty() && !self.too_long
+    }
+
     /// Takes a piece and calls `each` with every line that ends in it; lines of more than `limit` bytes are left out.
     pub(super) fn push(&mut self, piece: &[u8], limit: usize, each: &mut dyn FnMut(&[u8])) {
         let mut rest = piece;
@@ -52,6 +61,11 @@ impl Lines {
 }
 
 impl Elements {
+    /// Whether an element came and a comma after it; `None` inside of one, and outside of the array.
+    pub(super) fn between(&self) -> Option<(bool, bool)> {
+        (self.depth == 1 && !self.in_string).then_some((self.any, self.comma))
+    }
+
     /// Takes a piece and calls `each` with every element that ends in it; those of more than `limit` bytes are left out.
     pub(super) fn push(&mut self, piece: &[u8], limit: usize, each: &mut dyn FnMut(&[u8])) {
         let mut start = 0;
@@ -78,9 +92,11 @@ impl Elements {
                     }
                     self.depth += 1;
                 }
+                b',' if self.depth == 1 => self.comma = true,
                 b'}' | b']' if self.depth > 0 => {
                     self.depth -= 1;
                     if self.depth == 1 {
+                        (self.any, self.comma) = (true, false);
                         let element = piece.get(start..=i).unwrap_or_default();
                         if self.held.is_empty() && !self.too_long {
                             if element.len() <= limit {

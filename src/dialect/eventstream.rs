@@ -68,6 +68,11 @@ impl Scanner {
         }
     }
 
+    /// Whether what came so far ends with a message.
+    pub(super) fn is_between(&self) -> bool {
+        self.held.is_empty() && self.skip == 0 && !self.blind
+    }
+
     /// Whether it gave up.
     #[cfg(test)]
     pub(super) const fn is_blind(&self) -> bool {
@@ -97,6 +102,31 @@ impl Scanner {
         each(read(head, payload));
         Found::Message(total)
     }
+}
+
+/// Writes a message whose headers are texts of less than 64 KiB.
+pub(super) fn write(out: &mut Vec<u8>, headers: &[(&str, &str)], payload: &[u8]) {
+    let mut head = Vec::with_capacity(128);
+    for (name, value) in headers {
+        let (Ok(named), Ok(valued)) = (u8::try_from(name.len()), u16::try_from(value.len())) else {
+            continue;
+        };
+        head.push(named);
+        head.extend_from_slice(name.as_bytes());
+        head.push(7);
+        head.extend_from_slice(&valued.to_be_bytes());
+        head.extend_from_slice(value.as_bytes());
+    }
+    let start = out.len();
+    let be = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_be_bytes();
+    out.extend_from_slice(&be(FRAME + head.len() + payload.len()));
+    out.extend_from_slice(&be(head.len()));
+    let sum = crc32fast::hash(out.get(start..).unwrap_or_default());
+    out.extend_from_slice(&sum.to_be_bytes());
+    out.extend_from_slice(&head);
+    out.extend_from_slice(payload);
+    let sum = crc32fast::hash(out.get(start..).unwrap_or_default());
+    out.extend_from_slice(&sum.to_be_bytes());
 }
 
 /// What bytes begin with.

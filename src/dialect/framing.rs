@@ -3,6 +3,7 @@
 use super::answer::{Facts, Reader};
 use super::cursor::Cursor;
 use super::documents::{Elements, Lines};
+use super::ending::Frame;
 use super::sse::{self, Event};
 use super::table::{Api, Family};
 use super::{eventstream, whole};
@@ -127,6 +128,26 @@ impl Framing {
                         ContentType::Events | ContentType::Lines | ContentType::Aws
                     )
             }
+        }
+    }
+
+    /// How it is framed, when what came so far ends with an event, so that another one could follow; `None` inside of
+    /// one, and where it is no stream.
+    pub(super) fn between(&self, expected: &Expected) -> Option<Frame> {
+        match self {
+            Self::Events(scanner) => scanner.is_between().then_some(Frame::Events),
+            Self::Lines(lines) => lines.is_between().then_some(Frame::Lines),
+            Self::Elements(elements) => elements
+                .between()
+                .map(|(any, comma)| Frame::Elements { any, comma }),
+            Self::Aws(scanner) => scanner.is_between().then_some(Frame::Aws),
+            Self::Undecided(held) if held.is_empty() && expected.ok => match expected.content {
+                ContentType::Events => Some(Frame::Events),
+                ContentType::Lines => Some(Frame::Lines),
+                ContentType::Aws => Some(Frame::Aws),
+                _ => None,
+            },
+            Self::Undecided(_) | Self::Whole(_) | Self::Read | Self::Nothing => None,
         }
     }
 

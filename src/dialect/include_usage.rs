@@ -155,6 +155,11 @@ impl Hider {
         }
     }
 
+    /// Whether what it gave out so far ends with an event.
+    pub fn is_between_events(&self) -> bool {
+        !self.passing
+    }
+
     /// The stream ended: gives out what was held back.
     pub fn end(&mut self, out: &mut dyn FnMut(Bytes)) {
         let rest = std::mem::take(&mut self.held);

@@ -3,9 +3,13 @@
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName};
 
-use super::answer::{Facts, Reader};
+use super::answer::{Facts, Reader, Watch};
 use super::decode::Decoder;
+use super::ending::{Ending, Spent, Trail};
+use super::error_body::Refusal;
 use super::framing::{ContentType, Expected, Framing};
+use super::interruption::interruption;
+use super::repetition::Tail;
 use super::table::Api;
 use super::usage;
 use crate::types::usage::{Normalised, Usage, UsageSource};
@@ -187,6 +191,106 @@ impl Meter {
     /// By what a later request names this answer, as soon as a stream said so.
     pub fn answer_id(&self) -> Option<&str> {
         self.facts.answer_id.as_deref()
+    }
+
+    /// Output tokens so far: as reported, else estimated from the characters.
+    pub fn output_tokens_so_far(&self) -> u64 {
+        let facts = &self.facts;
+        let reported = facts.usage.output_tokens.filter(|_| !facts.output_open);
+        match reported {
+            Some(_) => usage::normalise(self.expected.api, &facts.usage).output_total,
+            None => None,
+        }
+        .unwrap_or_else(|| facts.chars().div_ceil(CHARS_PER_TOKEN))
+    }
+
+    /// Input tokens, once the answer said how many.
+    pub fn input_tokens_so_far(&self) -> Option<u64> {
+        usage::normalise(self.expected.api, &self.facts.usage).input_total
+    }
+
+    /// Sees to it that the stream can be ended early; `repetition`: looks whether its output goes round in circles.
+    /// From its first piece on, what it said is said again at its end; later there is less to say.
+    pub fn watch(&mut self, repetition: bool) {
+        let api = self.expected.api;
+        let watch = self.facts.watch.get_or_insert_with(|| {
+            Box::new(Watch {
+                trail: Trail::new(api),
+                tail: None,
+            })
+        });
+        if repetition {
+            watch.tail.get_or_insert_default();
+        }
+    }
+
+    /// Whether the output goes round in circles; only where that is looked at.
+    pub fn repeats(&self) -> bool {
+        let tail = self.facts.watch.as_ref().and_then(|w| w.tail.as_ref());
+        tail.is_some_and(Tail::circles)
+    }
+
+    /// Whether it is a stream that is read as it passes, so that something of ours could stand in it.
+    pub fn is_open_stream(&self) -> bool {
+        self.decoder.is_none() && self.is_stream()
+    }
+
+    /// The model that the answer named so far.
+    pub fn model_so_far(&self) -> Option<&str> {
+        self.facts.model.as_deref()
+    }
+
+    /// Counts reported so far.
+    pub fn usage_so_far(&self) -> &Usage {
+        &self.facts.usage
+    }
+
+    /// Whether what was seen so far ends with an event and can be read, so that an event of ours could follow.
+    pub fn is_between_events(&self) -> bool {
+        self.decoder.is_none() && self.framing.between(&self.expected).is_some()
+    }
+
+    /// Sees as much of a piece as belongs to the event that is under way, and tells how much that is; `None` when the
+    /// event goes on after all of it. Slow: byte by byte.
+    pub fn see_event_end(&mut self, piece: &[u8]) -> Option<usize> {
+        for (at, byte) in piece.iter().enumerate() {
+            self.see(std::slice::from_ref(byte));
+            if self.is_between_events() {
+                return Some(at + 1);
+            }
+        }
+        None
+    }
+
+    /// An end for the stream in its API's own shape, as if the model had written as much as it may; only between two
+    /// events. `None` where that cannot be done, and where the stream's own end has begun. `spent.input` and
+    /// `spent.output` are replaced by what is known better.
+    pub fn end_early(&mut self, spent: Spent) -> Option<Vec<u8>> {
+        if self.decoder.is_some() || self.facts.said_end || self.facts.failed {
+            return None;
+        }
+        let frame = self.framing.between(&self.expected)?;
+        let spent = Spent {
+            input: self.input_tokens_so_far().unwrap_or(spent.input),
+            output: self.output_tokens_so_far(),
+            ..spent
+        };
+        let watch = self.facts.watch.as_mut()?;
+        let Ending { bytes, reason } = watch.trail.end(frame, spent)?;
+        self.facts.finish_reason = Some(reason.to_owned());
+        if self.expected.api == Api::OpenAiResponses {
+            self.facts.finish_detail = Some("max_output_tokens".to_owned());
+        }
+        Some(bytes)
+    }
+
+    /// The event that tells `refusal` inside the stream; only between two events. `None` where there is none.
+    pub fn interruption(&self, azure: bool, refusal: &Refusal) -> Option<Vec<u8>> {
+        if self.decoder.is_some() {
+            return None;
+        }
+        let frame = self.framing.between(&self.expected)?;
+        interruption(self.expected.api, azure, frame, refusal)
     }
 
     /// What the answer said.

@@ -2,16 +2,19 @@
 
 mod answer;
 pub mod batch;
+pub mod bound;
 mod cursor;
 mod decode;
 mod documents;
 mod edit;
+pub mod ending;
 pub mod error_body;
 mod eventstream;
 pub mod fingerprint;
 mod framing;
 mod hints;
 pub mod include_usage;
+mod interruption;
 pub mod json;
 pub mod meter;
 mod model_name;
@@ -19,6 +22,7 @@ pub mod models;
 mod multipart;
 pub mod parameters;
 pub mod price;
+mod repetition;
 pub mod request;
 pub mod rewrite;
 mod sse;

@@ -81,6 +81,11 @@ impl Scanner {
         }
     }
 
+    /// Whether what came so far ends with an event, or before the data of the next one. After a CR it is not known.
+    pub(super) fn is_between(&self) -> bool {
+        self.line.is_empty() && !self.has_data && !self.too_long && !self.after_cr
+    }
+
     /// The stream ended: gives the event that lacks only its blank line.
     pub(super) fn end(&mut self, limit: usize, each: &mut dyn FnMut(Event<'_>)) {
         let line = std::mem::take(&mut self.line);

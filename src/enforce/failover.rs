@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 
 use crate::dialect::table::Family;
+use crate::types::usage::Cost;
 
 /// What counts as a failure of an upstream, for failover and its breaker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +18,9 @@ pub struct RetryOn {
     pub first_event_error: bool,
     /// Statuses of the answer (400 to 599), in rising order.
     pub statuses: Vec<u16>,
+    /// How long the head of the answer may take while another upstream is left to be asked; `None` as long as
+    /// `timeouts.first_byte` says, and never longer.
+    pub first_byte_within: Option<Duration>,
 }
 
 impl RetryOn {
@@ -26,6 +30,7 @@ impl RetryOn {
         first_byte_timeout: false,
         first_event_error: false,
         statuses: Vec::new(),
+        first_byte_within: None,
     };
 
     /// Whether an answer with this status is a failure.
@@ -163,14 +168,14 @@ impl Credentials {
 }
 
 /// When an answer that is being streamed is ended by us.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StreamLimits {
     /// Whether an answer that repeats itself over and over is ended.
     pub cut_repetition: bool,
     /// Output tokens after which an answer is ended; at least 1.
     pub max_output_tokens: Option<u64>,
-    /// US dollars after which an answer is ended, where its model has a price; above 0.
-    pub max_cost_usd: Option<f64>,
+    /// Money after which an answer is ended, where its model has a price; above nothing.
+    pub max_cost: Option<Cost>,
 }
 
 impl StreamLimits {

@@ -25,6 +25,8 @@ pub enum Verdict {
     Wait(Why),
     /// No, and waiting on our side does not help.
     Refused(Why),
+    /// No, and no retry helps: this directive contains the sender.
+    Contained(Arc<Directive>),
 }
 
 /// Which limit stands in the way.
@@ -74,6 +76,13 @@ struct Held {
     amount: u64,
 }
 
+/// The directive among `directives` that contains whom they bind.
+pub fn containing<'a>(mut directives: impl Iterator<Item = &'a Arc<Directive>>) -> Option<Arc<Directive>> {
+    directives
+        .find(|d| matches!(d.order, Order::Contain { .. }))
+        .map(Arc::clone)
+}
+
 /// Asks whether a request of `estimate` tokens may go on.
 ///
 /// All directives apply: it goes on when each of them lets it, and takes nothing when one does not. An estimate of
@@ -88,7 +97,14 @@ pub fn admit<'a>(
     let Some(first) = directives.next() else {
         return Verdict::Open(permit);
     };
-    let bound: SmallVec<[&Directive; 4]> = once(first).chain(directives).map(|d| &**d).collect();
+    let mut bound: SmallVec<[&Directive; 4]> = SmallVec::new();
+    for directive in once(first).chain(directives) {
+        // Before all limits: who is contained does not even count against one.
+        if let Order::Contain { .. } = directive.order {
+            return Verdict::Contained(Arc::clone(directive));
+        }
+        bound.push(directive);
+    }
     permit.obey(&bound, before, clock, estimate)
 }
 
@@ -332,6 +348,34 @@ mod tests {
     }
 
     #[test]
+    fn who_is_contained_is_told_so_before_any_limit() {
+        let rig = Rig::new();
+        let spent = own("t", throttle(6, None));
+        let contain = own(
+            "k",
+            Order::Contain {
+                reason: "stopped".to_owned(),
+            },
+        );
+        drop(rig.open("a", std::slice::from_ref(&spent), 1));
+        rig.wait("a", std::slice::from_ref(&spent), 1);
+        for all in [
+            vec![contain.clone()],
+            vec![spent.clone(), contain.clone()],
+            vec![contain.clone(), spent.clone()],
+            vec![own("c", cap(1)), spent.clone(), contain.clone()],
+        ] {
+            match rig.admit("a", &all, 1) {
+                Verdict::Contained(by) => assert_eq!(by.rule.as_str(), "rule-k"),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(containing(all.iter()).unwrap().rule.as_str(), "rule-k");
+        }
+        assert!(containing([spent].iter()).is_none());
+        assert_eq!(rig.in_flight("a"), 0);
+    }
+
+    #[test]
     fn request_rates_are_kept() {
         let rig = Rig::new();
         let d = [own("t", throttle(60, None))];
@@ -568,6 +612,7 @@ mod tests {
                         prop_assert!(told <= due, "told {told} cells, {due} were ever booked");
                     }
                     Verdict::Refused(why) => prop_assert!(false, "{why:?}"),
+                    Verdict::Contained(by) => prop_assert!(false, "{by:?}"),
                 }
                 if finish && !flying.is_empty() {
                     let (agent, _, real, mut permit) = flying.swap_remove(0);

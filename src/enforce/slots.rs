@@ -10,6 +10,7 @@ use std::time::Duration;
 use dashmap::{DashMap, Entry};
 
 use super::limiter::Limiters;
+use super::retry::Attempts;
 use crate::types::ids::AgentId;
 use crate::types::observation::{Observation, Outcome};
 use crate::types::time::Mono;
@@ -46,6 +47,8 @@ pub struct AgentSlot {
     agent: AgentId,
     /// What it used so far.
     pub totals: Totals,
+    /// What its requests took of the retry budget.
+    pub attempts: Attempts,
     in_flight: AtomicU64,
     limiters: Limiters,
     fleet: Arc<Fleet>,
@@ -272,6 +275,7 @@ impl AgentSlot {
         Arc::new(Self {
             agent,
             totals: Totals::default(),
+            attempts: Attempts::default(),
             in_flight: AtomicU64::new(0),
             limiters: Limiters::default(),
             fleet: Arc::clone(fleet),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
+use tokio::sync::watch;
 
 use super::policy::Policy;
 use crate::types::directive::DirectiveSet;
@@ -21,13 +22,19 @@ pub struct Snapshot {
 #[derive(Debug)]
 pub struct Publisher {
     current: Arc<ArcSwap<Snapshot>>,
+    told: watch::Sender<()>,
 }
 
 /// Reads snapshots; as many as there are workers. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Reader {
     current: Arc<ArcSwap<Snapshot>>,
+    told: watch::Receiver<()>,
 }
+
+/// Tells one thread that other directives are in force.
+#[derive(Debug)]
+pub struct Changes(watch::Receiver<()>);
 
 /// A reader that remembers what it read (arc_swap::cache): reading an unchanged snapshot costs one atomic load.
 ///
@@ -47,10 +54,12 @@ impl Publisher {
             policy,
             directives: Arc::default(),
         }));
+        let (told, heard) = watch::channel(());
         let reader = Reader {
             current: Arc::clone(&current),
+            told: heard,
         };
-        (Self { current }, reader)
+        (Self { current, told }, reader)
     }
 
     /// Puts another policy in force; the directives stay.
@@ -68,6 +77,7 @@ impl Publisher {
             policy: Arc::clone(&now.policy),
             directives: Arc::clone(&directives),
         });
+        self.told.send_replace(());
     }
 }
 
@@ -77,12 +87,27 @@ impl Reader {
         self.current.load_full()
     }
 
+    /// Hears of every publication of directives from now on.
+    pub fn changes(&self) -> Changes {
+        let mut told = self.told.clone();
+        told.mark_unchanged();
+        Changes(told)
+    }
+
     /// A reader for one thread.
     pub fn cached(&self) -> CachedReader {
         let mut cache = Cache::new(Arc::clone(&self.current));
         let seen = Arc::clone(cache.load());
         let own = Arc::new(Snapshot::clone(&seen));
         CachedReader { cache, seen, own }
+    }
+}
+
+impl Changes {
+    /// Waits until directives were published since the last time; several publications may be told as one. `false`
+    /// when there will be none any more.
+    pub async fn next(&mut self) -> bool {
+        self.0.changed().await.is_ok()
     }
 }
 
@@ -175,6 +200,27 @@ mod tests {
         publisher.publish_policy(policy(2));
         assert_eq!(generations(&reader.load()), (2, 7));
         assert_eq!(generations(&cached.load()), (2, 7));
+    }
+
+    #[test]
+    fn whoever_waits_hears_of_directives() {
+        let (publisher, reader) = Publisher::new(policy(1));
+        publisher.publish_directives(directives(1));
+        let mut changes = reader.changes();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let quiet = Duration::from_millis(1);
+            assert!(tokio::time::timeout(quiet, changes.next()).await.is_err());
+            publisher.publish_policy(policy(2));
+            assert!(tokio::time::timeout(quiet, changes.next()).await.is_err());
+            publisher.publish_directives(directives(2));
+            assert!(changes.next().await);
+            drop(publisher);
+            assert!(!changes.next().await);
+        });
     }
 
     #[test]

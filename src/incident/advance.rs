@@ -46,6 +46,15 @@ impl Engine {
                 self.advance(&mut case, false, now, outcome);
             }
         }
+        if case.state() == IncidentState::Recovering {
+            // The version that was bound is gone, and what runs in its place does well.
+            for (lease, agent, version) in case.bound_versions() {
+                let runs = self.version_in_use(&agent).filter(|v| *v != version);
+                if let Some(runs) = runs.filter(|v| self.is_good(&agent, v)) {
+                    case.lift_one(&lease, &format!("version {runs}, which does well"), now, outcome);
+                }
+            }
+        }
         case.keep_telling(now, outcome);
         if case.origin == Origin::Request && case.is_spent() {
             self.measure_close(&mut case, now);
@@ -148,7 +157,7 @@ impl Engine {
     }
 
     /// Why automation has to ask, whatever the step.
-    fn must_ask(&mut self, now: Now) -> Option<String> {
+    pub(super) fn must_ask(&mut self, now: Now) -> Option<String> {
         if self.brake.on {
             let by = self.brake.by.as_deref().unwrap_or("an operator");
             return Some(format!(
@@ -165,7 +174,8 @@ impl Engine {
             .then(|| format!("automation has reached its limit of {limit} actions in one hour"))
     }
 
-    fn bound_by_kind(&self) -> Vec<(&'static str, AgentId)> {
+    /// Agents that are bound, by the kind of order.
+    pub(super) fn bound_by_kind(&self) -> Vec<(&'static str, AgentId)> {
         let directives = self.casebook.iter().flat_map(|(_, case)| case.directives());
         directives
             .filter_map(|d| Some((d.order.name(), d.subject.agent()?.clone())))
@@ -215,6 +225,11 @@ fn binds(case: &Case) -> Result<Vec<Subject>, &'static str> {
         (Some(agent), _) if agent.as_str() == AgentId::OVERFLOW => {
             Err("the subject stands for all agents beyond the bound; none of them is to blame alone")
         }
+        // What another run of the agent does is not to blame.
+        (Some(agent), Kind::Execution) => Ok(vec![Subject::Execution {
+            agent: agent.clone(),
+            execution: case.about.name.as_str().into(),
+        }]),
         (Some(_), _) => Ok(agents.into_iter().map(Subject::Agent).collect()),
         (None, Kind::Fleet) => Ok(vec![Subject::Fleet]),
         (None, _) => Err("directives bind an agent or the fleet, and this incident is about neither"),

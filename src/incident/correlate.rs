@@ -6,9 +6,11 @@ use super::case::{About, Case, Kind, Member, Opening, Outcome};
 use super::casebook::Serial;
 use super::effect::Effect;
 use super::engine::Engine;
+use super::plan;
 use super::record::{IncidentState, Origin};
 use super::recovery;
-use super::rule::{GroupBy, Metric};
+use super::rule::{GroupBy, Metric, Step};
+use crate::types::directive::Subject;
 use crate::types::ids::{AgentId, UpstreamName};
 use crate::types::time::Now;
 
@@ -60,7 +62,22 @@ impl Engine {
         if first.about.kind == Kind::Upstream {
             let number = member.number;
             let mut outcome = Outcome::default();
-            first.join(member, now, &mut outcome);
+            let must_ask = self.must_ask(now);
+            // The incident is not among the others while it is held.
+            let mut bound = self.bound_by_kind();
+            bound.extend(
+                first
+                    .directives()
+                    .filter_map(|d| Some((d.order.name(), d.subject.agent()?.clone()))),
+            );
+            let known = self.agents_seen(now.mono);
+            let may_bind = |step: &Step, agent: &AgentId| {
+                let joins = [Subject::Agent(agent.clone())];
+                must_ask
+                    .clone()
+                    .or_else(|| plan::beyond_radius(step, &joins, &bound, known))
+            };
+            first.join(member, may_bind, now, &mut outcome);
             self.casebook.insert(serial, first);
             self.mark(index, number, Some(serial));
             self.settle(serial, outcome, false, now, out);

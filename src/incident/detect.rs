@@ -1,6 +1,7 @@
 //! One rule at work: its subjects with their windows, and when a breach has lasted long enough to be a finding.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::casebook::Serial;
 use super::execution::Tally;
@@ -414,6 +415,16 @@ impl Watch {
         }
         let left = subject.quiet_until.since(now);
         (!left.is_zero()).then(|| format!("cooldown: {} s more", left.as_secs_f64().ceil()))
+    }
+
+    /// How long a subject is left in peace after its incident. What an operator closed must not be opened again by the
+    /// same samples.
+    pub(crate) fn pause(&self, by_human: bool) -> Duration {
+        if by_human {
+            self.rule.cooldown.max(self.rule.window)
+        } else {
+            self.rule.cooldown
+        }
     }
 
     /// Whether the subjects are agents, executions and so on.

@@ -19,6 +19,7 @@ use super::rule::{GroupBy, Rulebook};
 use super::silence::Silences;
 use super::version::Versions;
 use crate::types::ids::{AgentId, ApprovalId, IncidentId, ModelName, SilenceId, UpstreamName};
+use crate::types::observation::Observation;
 use crate::types::time::{Mono, Now, Wall};
 
 /// An agent without traffic for this long makes room for another when the table is full.
@@ -134,6 +135,19 @@ impl Engine {
             Input::Trouble(trouble) => self.trouble(trouble, now, out),
         }
         self.publish(start, out);
+    }
+
+    /// As [`Engine::step`] with [`Input::Observation`], for an exchange that others look at as well.
+    pub fn observed(&mut self, now: Now, o: &Observation, out: &mut Vec<Effect>) {
+        let now = self.at(now);
+        let start = out.len();
+        self.observe(now, o, Told::Ended, out);
+        self.publish(start, out);
+    }
+
+    /// How many incidents are not over.
+    pub fn open_incidents(&self) -> usize {
+        self.casebook.iter().count()
     }
 
     /// The time, which does not go back.

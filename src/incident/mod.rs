@@ -13,7 +13,7 @@
 //! 6. the incident lives (`lifecycle`) and recovers (`recovery`) by what its metric says, by what an operator does
 //!    (`operate`), or ends by a change of rules (`reload`);
 //! 7. what has to be done is an [`effect`]; what there is to be seen is a [`record`] (`view`, `tell`); what outlives the
-//!    process is written down by [`restore`].
+//!    process is written down by [`restore`]; the whole story of one is told by [`postmortem`].
 //!
 //! [`engine`] holds it all and is the only thing that changes.
 
@@ -21,6 +21,7 @@ pub mod effect;
 pub mod engine;
 pub mod input;
 pub mod metric;
+pub mod postmortem;
 pub mod record;
 pub mod restore;
 pub mod rule;

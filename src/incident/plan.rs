@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::metric::{Unit, number};
 use super::pace::Rate;
-use super::rule::{Approval, BlastRadius, Level, Mode, RollbackBy, Step, StepKind};
+use super::rule::{Approval, Level, Mode, RollbackBy, Step, StepKind};
 use crate::types::directive::{Order, Subject};
 use crate::types::ids::{AgentId, AgentVersion};
 
@@ -359,20 +359,22 @@ fn must_ask(step: &Step, wanted: &Wanted, c: &Circumstances) -> Option<String> {
         return Some(why.clone());
     }
     match wanted {
-        Wanted::Orders { subjects, .. } => beyond_radius(step.kind.name(), step.blast_radius, subjects, c),
+        Wanted::Orders { subjects, .. } => beyond_radius(step, subjects, &c.bound, c.agents),
         Wanted::Call { .. } => None,
     }
 }
 
-/// Whether more agents would be bound by this kind of step than may be without asking.
-fn beyond_radius(kind: &str, radius: BlastRadius, subjects: &[Subject], c: &Circumstances) -> Option<String> {
-    let known = c.agents.max(1);
-    let mut agents: Vec<&AgentId> = c
-        .bound
-        .iter()
-        .filter(|(k, _)| *k == kind)
-        .map(|(_, a)| a)
-        .collect();
+/// Why `subjects` may not be bound by a step without asking: with those that are `bound` by its kind already, they would
+/// be too many of the `agents` there are.
+pub(crate) fn beyond_radius(
+    step: &Step,
+    subjects: &[Subject],
+    bound: &[(&'static str, AgentId)],
+    agents: usize,
+) -> Option<String> {
+    let (kind, radius) = (step.kind.name(), step.blast_radius);
+    let known = agents.max(1);
+    let mut agents: Vec<&AgentId> = bound.iter().filter(|(k, _)| *k == kind).map(|(_, a)| a).collect();
     let mut fleet = false;
     for subject in subjects {
         match subject.agent() {
@@ -426,6 +428,7 @@ fn throttle(requests: Option<u32>, tokens: Option<u32>, c: &Circumstances) -> Or
 
 #[cfg(test)]
 mod tests {
+    use super::super::rule::BlastRadius;
     use super::*;
 
     fn circumstances() -> Circumstances {

@@ -246,12 +246,7 @@ impl Engine {
         let Some(watch) = self.watches.get_mut(usize::from(watch)) else {
             return;
         };
-        // What an operator closed must not be opened again by the same samples.
-        let pause = if by_human {
-            watch.rule.cooldown.max(watch.rule.window)
-        } else {
-            watch.rule.cooldown
-        };
+        let pause = watch.pause(by_human);
         for member in members {
             if let Some(subject) = watch.known_mut(member.number)
                 && subject.case == Some(serial)

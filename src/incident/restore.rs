@@ -9,7 +9,7 @@ use super::engine::{AgentSeen, Engine};
 use super::record::{BrakeRecord, IncidentRecord, SilenceRecord, VersionRecord};
 use super::rule::GroupBy;
 use crate::types::ids::IncidentId;
-use crate::types::time::Now;
+use crate::types::time::{Mono, Now};
 
 /// What another process left behind, as it was written down.
 #[derive(Debug, Default)]
@@ -65,6 +65,7 @@ impl Engine {
         }
         self.silences.restore(remains.silences);
         for record in remains.closed {
+            self.leave_in_peace(&record, now);
             self.casebook.shelve_record(record);
         }
         for record in &remains.versions {
@@ -85,6 +86,39 @@ impl Engine {
         self.casebook.directives_changed();
         self.publish(start, out);
         unreadable
+    }
+
+    /// The subject of an incident that was over is left in peace for as long as it would have been.
+    fn leave_in_peace(&mut self, record: &IncidentRecord, now: Now) {
+        let watch = self
+            .watches
+            .iter_mut()
+            .find(|w| w.rule.name == record.rule && w.gauge.live);
+        let (Some(resolved), Some(watch)) = (record.resolved, watch) else {
+            return;
+        };
+        let number = match watch.group_by() {
+            GroupBy::Agent => self.agents.number(&record.subject.as_str().into()),
+            GroupBy::Model => self.models.number(&record.subject.as_str().into()),
+            GroupBy::Upstream => self.upstreams.number(&record.subject.as_str().into()),
+            GroupBy::Fleet => 0,
+            GroupBy::Execution => return,
+        };
+        let ended = Now {
+            mono: Mono::ZERO,
+            wall: resolved,
+        };
+        let by_human = record
+            .timeline
+            .iter()
+            .any(|e| e.event == "operator" && e.at == resolved);
+        let until = ended.rebased(now).mono.after(watch.pause(by_human));
+        if until > now.mono
+            && record.merged_into.is_none()
+            && let Some((_, subject)) = watch.subject(number, now.mono)
+        {
+            subject.keep_quiet(until);
+        }
     }
 
     /// Goes on with an incident: it finds its rule and its subjects by their names.

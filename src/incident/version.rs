@@ -108,6 +108,13 @@ impl Versions {
             })
     }
 
+    /// Whether one of them has shown enough healthy traffic.
+    pub(crate) fn is_good(&self, version: &AgentVersion, must: &GoodVersion) -> bool {
+        self.all
+            .iter()
+            .any(|seen| seen.version == *version && seen.is_good(must))
+    }
+
     /// All of them, newest first.
     pub(crate) fn records(&self, agent: &AgentId, must: &GoodVersion) -> Vec<VersionRecord> {
         let record = |seen: &Seen| VersionRecord {
@@ -218,6 +225,12 @@ impl Engine {
     /// The version that an agent uses.
     pub(super) fn version_in_use(&self, agent: &AgentId) -> Option<AgentVersion> {
         self.versions(agent)?.in_use().cloned()
+    }
+
+    /// Whether a version of an agent has shown enough healthy traffic.
+    pub(super) fn is_good(&self, agent: &AgentId, version: &AgentVersion) -> bool {
+        let must = &self.book.conduct.good_version;
+        self.versions(agent).is_some_and(|v| v.is_good(version, must))
     }
 
     /// The version that an agent has used since.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::flights::Boarded;
 use super::reply::Problem;
 use super::worker::Worker;
 use crate::enforce::gate::{Permit, Verdict, admit};
@@ -30,10 +31,14 @@ pub(super) async fn pass(
     snapshot: &mut Arc<Snapshot>,
     slot: &Arc<AgentSlot>,
     sender: Sender<'_>,
+    flight: Option<&Boarded>,
     estimate: u64,
     started: Mono,
 ) -> Result<Admitted, Problem> {
     let shared = &worker.shared;
+    // What was published while the body came in is obeyed as well: whoever is contained then was not found among
+    // those on their way.
+    *snapshot = worker.snapshot();
     let limits = &snapshot.policy.limits;
     let (max_wait, max_waiting) = (limits.max_admission_wait, limits.max_waiting);
     let mut waiting = None;
@@ -49,6 +54,7 @@ pub(super) async fn pass(
                     at: now,
                 });
             }
+            Verdict::Contained(by) => return Err(Problem::Contained(by)),
             Verdict::Refused(why) => return Err(Problem::Limited(Box::new(why))),
             Verdict::Wait(why) => why,
         };
@@ -58,7 +64,11 @@ pub(super) async fn pass(
         if waiting.is_none() {
             waiting = Some(Waiting::begin(&shared.waiting, max_waiting).ok_or(Problem::Overloaded)?);
         }
-        sleep(why.retry_after.max(Duration::from_millis(1))).await;
+        let pause = sleep(why.retry_after.max(Duration::from_millis(1)));
+        match flight {
+            Some(flight) => flight.unless_contained(worker, sender, pause).await?,
+            None => pause.await,
+        }
         *snapshot = worker.snapshot();
         now = shared.clock.mono();
     }

@@ -81,6 +81,11 @@ impl Alarm {
         }
     }
 
+    /// Whether the exchange took as long as it may as a whole.
+    pub(super) fn is_over(&self) -> bool {
+        self.clock.mono() >= self.whole
+    }
+
     fn rings(&self) -> Mono {
         let (since, allowed) = match &self.upload {
             None => (self.last_heard, self.silence),

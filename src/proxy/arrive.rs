@@ -10,6 +10,7 @@ use http::{HeaderMap, Method, Request, Version};
 use hyper::body::{Body, Incoming};
 
 use super::body::{ReadError, RequestBody, Seen, read_whole};
+use super::hops::Hop;
 use super::identify::split_path;
 use super::reply::Problem;
 use crate::clock::Clock;
@@ -23,6 +24,8 @@ pub(super) struct Head {
     pub(super) parts: Parts,
     pub(super) route: Route,
     pub(super) upstream: Arc<Upstream>,
+    /// That `upstream` is not the one it was meant for.
+    pub(super) hop: Option<Box<Hop>>,
     /// The agent that the path names, as it was sent.
     pub(super) path_agent: Option<String>,
     /// Where in the path that was sent the one for the upstream begins.
@@ -84,6 +87,7 @@ pub(super) fn head(policy: &Policy, request: Request<Incoming>) -> (Box<Head>, I
         parts,
         route,
         upstream,
+        hop: None,
         path_agent,
         path_start,
     };

@@ -71,7 +71,7 @@ pub(super) async fn serve(
     });
     let changes = parts.prepared.changes.take();
     match send(&mut account, &mut parts, &mut alarm).await {
-        Err(problem) => answer_problem(account, &parts.head, problem, in_flight),
+        Err(problem) => answer_problem(account, problem, in_flight),
         Ok(Outcomes::Refused(forwarded, incoming)) => {
             let sent = Sent {
                 forwarded,

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::flights::Boarded;
 use super::identify::Identity;
 use super::worker::Worker;
 use crate::dialect::meter::{Ended, Measured, Meter};
@@ -34,6 +35,12 @@ pub(super) struct Account {
     pub(super) api: Api,
     pub(super) upstream: Arc<Upstream>,
     pub(super) stream_asked: bool,
+    /// The client itself asked for usage at the end of the stream.
+    pub(super) usage_asked: bool,
+    /// Azure's dialect is spoken.
+    pub(super) azure: bool,
+    /// Its place among the exchanges that can be stopped.
+    pub(super) flight: Option<Boarded>,
     /// Tokens of input as far as the body's size tells, for answers that do not say.
     pub(super) estimated_input: u64,
     pub(super) permit: Option<Permit>,

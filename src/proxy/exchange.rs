@@ -14,6 +14,7 @@ use super::connection::Connection;
 use super::emit::{Account, Times};
 use super::forward::{Forwarded, Outgoing, forward, peek};
 use super::headers::strip_answer;
+use super::hops;
 use super::identify::{Clues, identify};
 use super::observe::{Answer, Relay};
 use super::orders::{self, Changes};
@@ -88,7 +89,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     );
     let content = match content {
         Ok(content) => content,
-        Err(problem) => return answer_problem(account, &head, problem, in_flight),
+        Err(problem) => return answer_problem(account, problem, in_flight),
     };
 
     // Admit.
@@ -99,7 +100,8 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
         estimate = estimate.max(1);
     }
     let sender = account.identity.sender();
-    let now = match admit::pass(&worker, &mut snapshot, &slot, sender, estimate, complete).await {
+    let flight = account.flight.as_ref();
+    let now = match admit::pass(&worker, &mut snapshot, &slot, sender, flight, estimate, complete).await {
         Ok(admitted) => {
             account.permit = Some(admitted.permit);
             if admitted.held > Duration::from_millis(1) {
@@ -109,11 +111,14 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
             }
             admitted.at
         }
-        Err(problem) => return answer_problem(account, &head, problem, in_flight),
+        Err(problem) => return answer_problem(account, problem, in_flight),
     };
     if !Arc::ptr_eq(&account.snapshot, &snapshot) {
         account.snapshot = Arc::clone(&snapshot);
     }
+
+    // Elsewhere than it was meant for, if that is asked for; and where else, if that fails.
+    let hops = hops::plan(&worker, &snapshot, &mut account, &mut head, &content, estimate);
 
     if switch::is_asked(&head) {
         return Box::pin(switch_protocol(&connection, account, &head, in_flight)).await;
@@ -131,7 +136,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
         &mut account.actions,
     ) {
         Ok(prepared) => prepared,
-        Err(problem) => return answer_problem(account, &head, problem, in_flight),
+        Err(problem) => return answer_problem(account, problem, in_flight),
     };
 
     // Forward.
@@ -163,7 +168,29 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
         alarm.mind(Rc::clone(seen), timeouts.idle);
     }
     account.times.forwarded = Some(alarm.last_heard());
-    let (head, changes, sent) = send(&worker, &snapshot, head, prepared, &mut alarm).await;
+    let sent = match hops {
+        None => {
+            let sending = send(&worker, &snapshot, head, prepared, &mut alarm);
+            unless_contained(&account, sending).await
+        }
+        // Only those that can be sent on carry what that takes.
+        Some(hops) => {
+            let whose = account.identity.whose();
+            let flight = account.flight.take();
+            let sending =
+                Box::pin(hops.send(&worker, &mut snapshot, &mut account, head, prepared, &mut alarm));
+            let sent = match &flight {
+                Some(flight) => flight.unless_contained(&worker, whose.sender(), sending).await,
+                None => Ok(sending.await),
+            };
+            account.flight = flight;
+            sent
+        }
+    };
+    let (head, changes, sent) = match sent {
+        Ok(sent) => sent,
+        Err(problem) => return answer_problem(account, problem, in_flight),
+    };
     let sent = match sent {
         Ok(sent) => sent,
         Err(problem) => {
@@ -175,7 +202,7 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
                 Some(seen) if seen.client_failed.get() => Problem::ClientGone,
                 _ => problem,
             };
-            return answer_problem(account, &head, problem, in_flight);
+            return answer_problem(account, problem, in_flight);
         }
     };
 
@@ -183,7 +210,20 @@ pub(super) async fn serve(connection: Rc<Connection>, request: Request<Incoming>
     if !sent.usage_asked {
         account.actions.retain(|a| *a != ActionTaken::UsageRequested);
     }
-    observe(account, sent, alarm, changes.as_deref(), timeouts, in_flight)
+    let mut response = observe(account, sent, alarm, changes.as_deref(), timeouts, in_flight);
+    hops::say(&mut response, &head);
+    response
+}
+
+/// Does `work` unless the sender of the exchange is contained in the meantime.
+async fn unless_contained<F: Future>(account: &Account, work: F) -> Result<F::Output, Problem> {
+    match &account.flight {
+        Some(flight) => {
+            let sender = account.identity.sender();
+            flight.unless_contained(&account.worker, sender, work).await
+        }
+        None => Ok(work.await),
+    }
 }
 
 /// Answers a request for another protocol: what comes after it is relayed and not read.
@@ -195,10 +235,12 @@ async fn switch_protocol(
 ) -> Response<Answer> {
     let clock = &connection.worker.shared.clock;
     account.times.forwarded = Some(clock.mono());
-    let asked = switch::ask(&connection.worker, head).await;
+    let asked = unless_contained(&account, switch::ask(&connection.worker, head))
+        .await
+        .and_then(|asked| asked);
     account.times.first_byte = Some(clock.mono());
     match asked {
-        Err(problem) => answer_problem(account, head, problem, in_flight),
+        Err(problem) => answer_problem(account, problem, in_flight),
         Ok(switch::Asked::Declined(response)) => {
             account.status = response.status().as_u16();
             account.ended(Outcome::Complete);
@@ -243,6 +285,9 @@ fn open_account(
         api: head.route.api,
         upstream: Arc::clone(&head.upstream),
         stream_asked: facts.stream,
+        usage_asked: facts.include_usage,
+        azure: head.route.azure,
+        flight: Some(worker.flights.board()),
         estimated_input: facts.estimated_input,
         permit: None,
         meter: None,
@@ -266,7 +311,7 @@ fn open_account(
 
 /// Sends what was prepared. When the upstream objects to being asked for usage, it is remembered and the client's
 /// own request is sent in its place: the client never sees an error of our making.
-async fn send(
+pub(super) async fn send(
     worker: &super::worker::Worker,
     snapshot: &Snapshot,
     mut head: Box<Head>,
@@ -394,16 +439,16 @@ fn is_called_json(headers: &http::HeaderMap) -> bool {
         .is_some_and(|v| v.as_bytes().starts_with(b"application/json"))
 }
 
+/// Answers in the upstream's place, in the shape of the API that was asked.
 pub(super) fn answer_problem(
     mut account: Box<Account>,
-    head: &Head,
     problem: Problem,
     in_flight: InFlight,
 ) -> Response<Answer> {
     let (response, code) = refuse(
         &problem,
-        head.route.api,
-        head.route.azure,
+        account.api,
+        account.azure,
         &account.request_id,
         in_flight,
     );
@@ -426,6 +471,10 @@ pub(super) fn answer_problem(
         Problem::ClientGone => Outcome::ClientAbort,
         _ => Outcome::Refused,
     });
+    if let Problem::Contained(by) = &problem {
+        let rule = by.rule.to_string();
+        account.actions.push(ActionTaken::Contained { rule });
+    }
     if let Problem::Limited(why) = &problem {
         let rule = why.rule.to_string();
         account.actions.push(match why.kind {

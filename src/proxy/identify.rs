@@ -46,7 +46,61 @@ pub(super) struct Identity {
 }
 
 impl Identity {
+    /// Whose directives bind it, to be kept apart.
+    pub(super) fn whose(&self) -> Whose {
+        Whose {
+            agent: self.agent.clone(),
+            execution: self.execution.clone(),
+            version: self.version.clone(),
+        }
+    }
+
+    /// The names alone.
+    pub(super) fn names(&self) -> Names {
+        Names {
+            agent: self.agent.clone(),
+            execution: self.execution.clone(),
+            version: self.version.clone(),
+        }
+    }
+
     /// Whose directives bind it.
+    pub(super) fn sender(&self) -> Sender<'_> {
+        Sender {
+            agent: self.agent.as_str(),
+            execution: self.execution.as_str(),
+            version: self.version.as_ref().map(AgentVersion::as_str),
+        }
+    }
+}
+
+/// The names that directives go by, for work that outlives the rest.
+pub(super) struct Names {
+    agent: AgentId,
+    execution: ExecutionId,
+    version: Option<AgentVersion>,
+}
+
+impl Names {
+    /// Whose directives bind it.
+    pub(super) fn sender(&self) -> Sender<'_> {
+        Sender {
+            agent: self.agent.as_str(),
+            execution: self.execution.as_str(),
+            version: self.version.as_ref().map(AgentVersion::as_str),
+        }
+    }
+}
+
+/// Whose directives bind an exchange, while the rest of it is in other hands.
+pub(super) struct Whose {
+    agent: AgentId,
+    execution: ExecutionId,
+    version: Option<AgentVersion>,
+}
+
+impl Whose {
+    /// As it is looked up.
     pub(super) fn sender(&self) -> Sender<'_> {
         Sender {
             agent: self.agent.as_str(),
@@ -88,6 +142,18 @@ struct Served {
 }
 
 impl Kind {
+    /// The same at another upstream.
+    pub(super) fn at(&self, upstream: &Arc<Upstream>, metrics: Arc<ExchangeMetrics>) -> Rc<Self> {
+        Rc::new(Self {
+            agent: self.agent.clone(),
+            model: self.model.clone(),
+            api: self.api,
+            upstream: Arc::clone(upstream),
+            metrics,
+            served: RefCell::default(),
+        })
+    }
+
     /// The name of the model that answered, and the price that the exchange is billed at.
     pub(super) fn served(
         &self,

@@ -8,12 +8,14 @@
 //! | arrive | `arrive.rs` | head and body | `Arrived`: which API, what the body says |
 //! | identify | `identify.rs` | `Arrived` | who it is, which version, which execution |
 //! | admit | `admit.rs` | who, directives | a permit, or a refusal |
+//! | hops | `hops.rs` | directives, policy | where it goes instead, and where it may go on to when that fails (`failure.rs`) |
 //! | rewrite | `rewrite.rs`, `orders.rs` | body, directives | `Prepared`: what is sent |
 //! | forward | `forward.rs` | `Prepared` | the head of an answer |
 //! | observe | `observe.rs` | an answer's body | the same bytes, metered |
 //! | emit | `emit.rs` | the end | one observation, totals, settled limits |
 //!
 //! An embedding call that a directive splits leaves it after `rewrite`: `batch.rs` sends its parts through `forward`.
+//! What a directive stops on its way is found through `flights.rs` and ended by `cut.rs`.
 //! A WebSocket leaves this way after `admit`: `switch.rs` relays its bytes. Answers of fusebox itself are made in `reply.rs`.
 //! What `watched.rs` sees of a connection's bytes is told to the clocks, and to `framing.rs`, which looks for two lengths.
 
@@ -25,13 +27,18 @@ mod batch;
 mod body;
 mod certificate;
 mod connection;
+mod cut;
 mod drain;
 mod emit;
 mod exchange;
+mod failure;
+mod flights;
 mod forward;
 mod framing;
 mod headers;
+mod hops;
 mod identify;
+mod keys;
 mod local;
 mod noted;
 mod observe;

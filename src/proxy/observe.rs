@@ -1,8 +1,10 @@
 //! The answer on its way back: every frame is handed on as it came and shown to the meter; it ends exactly once.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,42 +12,56 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 
 use super::alarm::Alarm;
+use super::cut::{Limits, Stop};
 use super::emit::Account;
 use super::forward::Forwarded;
 use super::upstream::{AnswerBody, Lease, LinkError};
 use super::watched::InFlight;
 use crate::dialect::include_usage::Hider;
+use crate::dialect::meter::Meter;
 use crate::enforce::policy::OnClientAbort;
 use crate::types::observation::Outcome;
 
 /// An answer to a client.
 pub(crate) enum Answer {
-    /// An upstream's, passed on.
-    Relay(Box<Relay>),
+    /// An upstream's, passed on. Shared with the worker, which can stop it however slowly its client reads.
+    Relay(Rc<RefCell<Relay>>),
     /// One of fusebox itself.
     Own { body: Full<Bytes>, _in_flight: InFlight },
 }
 
 /// An upstream's answer that is passed on.
 pub(crate) struct Relay {
-    /// `None` only after [`Drop`] began.
-    parts: Option<Parts>,
+    /// `None` once fusebox ended it, and when it is dropped.
+    pub(super) parts: Option<Parts>,
+    /// What is handed on after fusebox ended it, and whether the connection is broken off then.
+    pub(super) rest: VecDeque<Bytes>,
+    pub(super) broken: bool,
+    pub(super) waker: Option<Waker>,
     _in_flight: InFlight,
 }
 
-struct Parts {
+pub(super) struct Parts {
     incoming: AnswerBody,
     lease: Lease,
-    account: Box<Account>,
+    pub(super) account: Box<Account>,
     alarm: Alarm,
     /// Stands between the upstream's bytes and a client that must not see the usage it did not ask for.
-    hider: Option<Box<Hider>>,
+    pub(super) hider: Option<Box<Hider>>,
     /// To be handed on before anything else.
-    ready: VecDeque<Bytes>,
+    pub(super) ready: VecDeque<Bytes>,
     /// Trailers, which come after whatever the hider held.
     trailers: Option<Frame<Bytes>>,
     /// The upstream's answer was read to its end.
     upstream_ended: bool,
+    /// Its length was told, so that nothing can be added to it.
+    pub(super) fixed_length: bool,
+    /// What a stream is held to, where it is held to anything.
+    pub(super) limits: Option<Box<Limits>>,
+    /// It is to end with the event that is under way.
+    pub(super) stopping: Option<Stop>,
+    /// What came together with the event that was too much, and after it.
+    held_back: Bytes,
 }
 
 /// Why an answer broke off.
@@ -55,6 +71,8 @@ pub(crate) enum Broken {
     Upstream(#[source] LinkError),
     #[error("upstream was silent for too long")]
     Timeout,
+    #[error("its agent is contained")]
+    Contained,
 }
 
 impl Relay {
@@ -62,15 +80,17 @@ impl Relay {
     pub(super) fn new(
         forwarded: Forwarded,
         incoming: AnswerBody,
-        account: Box<Account>,
+        mut account: Box<Account>,
         alarm: Alarm,
         hider: Option<Hider>,
         in_flight: InFlight,
-    ) -> Box<Self> {
+    ) -> Rc<RefCell<Self>> {
         let Forwarded {
             lease, prefix, ended, ..
         } = forwarded;
+        let limits = Limits::of(&mut account);
         let mut parts = Parts {
+            fixed_length: incoming.size_hint().exact().is_some(),
             incoming,
             lease,
             account,
@@ -79,6 +99,9 @@ impl Relay {
             ready: VecDeque::new(),
             trailers: None,
             upstream_ended: ended,
+            limits,
+            stopping: None,
+            held_back: Bytes::new(),
         };
         if !prefix.is_empty() {
             parts.see(&prefix);
@@ -93,10 +116,49 @@ impl Relay {
                 hider.end(&mut |bytes| parts.ready.push_back(bytes));
             }
         }
-        Box::new(Self {
-            parts: Some(parts),
-            _in_flight: in_flight,
+        Rc::new_cyclic(|relay| {
+            if let Some(flight) = &parts.account.flight {
+                flight.relays(relay.clone());
+            }
+            RefCell::new(Self {
+                parts: Some(parts),
+                rest: VecDeque::new(),
+                broken: false,
+                waker: None,
+                _in_flight: in_flight,
+            })
         })
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        loop {
+            let Some(parts) = &mut self.parts else {
+                return Poll::Ready(match self.rest.pop_front() {
+                    Some(bytes) => Some(Ok(Frame::data(bytes))),
+                    None => std::mem::take(&mut self.broken).then_some(Err(Broken::Contained)),
+                });
+            };
+            if parts.stopping.is_some() && parts.ready.is_empty() && parts.is_between_events() {
+                self.end_here();
+                continue;
+            }
+            let polled = parts.poll_frame(cx);
+            if polled.is_pending() && parts.stopping.is_some() && parts.is_between_events() {
+                continue;
+            }
+            if polled.is_pending() && self.waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
+                self.waker = Some(cx.waker().clone());
+            }
+            return polled;
+        }
+    }
+
+    /// Whether nothing more will be handed on.
+    fn is_done(&self) -> bool {
+        match &self.parts {
+            Some(parts) => parts.is_done(),
+            None => self.rest.is_empty() && !self.broken,
+        }
     }
 }
 
@@ -131,7 +193,17 @@ impl Parts {
                         self.trailers = Some(frame);
                         continue;
                     };
-                    self.see(data);
+                    if self.stopping.is_some() && self.hider.is_none() {
+                        let Ok(data) = frame.into_data() else { continue };
+                        return Poll::Ready(Some(Ok(Frame::data(self.see_event_end(data)))));
+                    }
+                    let frame = if self.limits.is_some() && self.stopping.is_none() {
+                        let Ok(data) = frame.into_data() else { continue };
+                        Frame::data(self.see_within_limits(data))
+                    } else {
+                        self.see(data);
+                        frame
+                    };
                     let Some(hider) = &mut self.hider else {
                         return Poll::Ready(Some(Ok(frame)));
                     };
@@ -166,8 +238,60 @@ impl Parts {
     /// Whether nothing more will be handed on.
     fn is_done(&self) -> bool {
         self.ready.is_empty()
+            && self.stopping.is_none()
             && self.trailers.is_none()
             && (self.upstream_ended || (self.hider.is_none() && self.incoming.is_end_stream()))
+    }
+
+    /// Sees a piece of a stream that is held to limits; what comes after the event that is too much is held back.
+    fn see_within_limits(&mut self, mut data: Bytes) -> Bytes {
+        let near = match (&self.limits, &self.account.meter) {
+            (Some(limits), Some(meter)) => limits.are_near(meter, data.len()),
+            _ => false,
+        };
+        let mut seen = 0;
+        while near && self.stopping.is_none() {
+            let rest = data.get(seen..).unwrap_or_default();
+            let Some(end) = self.account.meter.as_mut().and_then(|m| m.see_event_end(rest)) else {
+                seen = data.len();
+                break;
+            };
+            seen += end;
+            self.look_at_limits();
+        }
+        if near && self.stopping.is_some() {
+            self.held_back = data.split_off(seen);
+        }
+        self.see(data.get(seen..).unwrap_or_default());
+        if !near {
+            self.look_at_limits();
+        }
+        data
+    }
+
+    fn look_at_limits(&mut self) {
+        if let Some(limits) = &mut self.limits {
+            self.stopping = limits.exceeded(&self.account).map(Stop::Cut);
+            let open = self.account.meter.as_ref().is_some_and(Meter::is_open_stream);
+            if self.stopping.is_some() && (!open || self.fixed_length) {
+                // Half an ending is worse than none.
+                (self.limits, self.stopping) = (None, None);
+            }
+        }
+    }
+
+    /// Goes on with a stream that has no end of ours after all, and does not try it again.
+    pub(super) fn go_on(&mut self) {
+        (self.limits, self.stopping) = (None, None);
+        let rest = std::mem::take(&mut self.held_back);
+        if rest.is_empty() {
+            return;
+        }
+        self.see(&rest);
+        match &mut self.hider {
+            Some(hider) => hider.push(rest, &mut |bytes| self.ready.push_back(bytes)),
+            None => self.ready.push_back(rest),
+        }
     }
 
     fn see(&mut self, data: &[u8]) {
@@ -181,6 +305,14 @@ impl Parts {
             account.learn_answer(self.alarm.last_heard());
             account.progress(self.alarm.last_heard());
         }
+    }
+
+    /// What of a piece belongs to the event that is under way.
+    fn see_event_end(&mut self, mut data: Bytes) -> Bytes {
+        if let Some(end) = self.account.meter.as_mut().and_then(|m| m.see_event_end(&data)) {
+            data.truncate(end);
+        }
+        data
     }
 
     /// Called when nobody wants the answer any more: it ended, or its client left.
@@ -203,6 +335,10 @@ impl Parts {
     /// Reads the rest of an answer that its client left, for its usage alone.
     async fn read_on(mut self, limit: Duration) {
         self.hider = None;
+        self.go_on();
+        let flight = self.account.flight.take();
+        let worker = Rc::clone(&self.account.worker);
+        let who = self.account.identity.names();
         let rest = std::future::poll_fn(|cx| {
             loop {
                 match std::task::ready!(self.poll_frame(cx)) {
@@ -211,7 +347,12 @@ impl Parts {
                 }
             }
         });
-        if tokio::time::timeout(limit, rest).await.is_ok() && self.upstream_ended {
+        let rest = tokio::time::timeout(limit, rest);
+        let read = match &flight {
+            Some(flight) => flight.unless_contained(&worker, who.sender(), rest).await.ok(),
+            None => Some(rest.await),
+        };
+        if read.is_some_and(|r| r.is_ok()) && self.upstream_ended {
             let now = self.alarm.last_heard();
             self.lease.give_back(now);
         }
@@ -232,24 +373,21 @@ impl Body for Answer {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
-            Self::Relay(relay) => match &mut relay.parts {
-                Some(parts) => parts.poll_frame(cx),
-                None => Poll::Ready(None),
-            },
+            Self::Relay(relay) => relay.borrow_mut().poll_frame(cx),
             Self::Own { body, .. } => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Relay(relay) => relay.parts.as_ref().is_none_or(Parts::is_done),
+            Self::Relay(relay) => relay.borrow().is_done(),
             Self::Own { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Relay(relay) => match &relay.parts {
+            Self::Relay(relay) => match &relay.borrow().parts {
                 Some(parts) if parts.hider.is_none() && parts.ready.is_empty() => parts.incoming.size_hint(),
                 _ => SizeHint::default(),
             },

@@ -34,6 +34,13 @@ pub(super) struct Changes {
     model: Option<(String, String)>,
 }
 
+impl Changes {
+    /// The model that is asked for instead, where it was changed.
+    pub(super) fn model_used(&self) -> Option<&str> {
+        self.model.as_ref().map(|(_, to)| to.as_str())
+    }
+}
+
 /// A request while orders change it.
 pub(super) struct Changing<'a> {
     pub(super) head: &'a Head,

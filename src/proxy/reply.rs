@@ -1,5 +1,6 @@
 //! Every answer that fusebox makes itself, in the error shape of the API that was called.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +14,11 @@ use super::watched::InFlight;
 use crate::dialect::error_body::{Refusal, RefusalKind, render};
 use crate::dialect::table::Api;
 use crate::enforce::gate::{Limited, Why};
+use crate::types::directive::{Directive, Order};
 use crate::types::ids::RequestId;
+
+/// The code of what is refused, or stopped, because its sender is contained.
+pub(super) const CONTAINED: &str = "fusebox_contained";
 
 /// Why fusebox answers in the upstream's place. Two messages each: one for the client, one for the log.
 #[derive(Debug)]
@@ -39,6 +44,8 @@ pub(super) enum Problem {
     ClientGone,
     /// A directive holds the agent back.
     Limited(Box<Why>),
+    /// This directive contains the sender: nothing of it is sent.
+    Contained(Arc<Directive>),
     /// Too many requests are held back already.
     Overloaded,
     /// A directive has to change the request, and it cannot be changed.
@@ -77,9 +84,19 @@ pub(super) fn refuse(
     request_id: &RequestId,
     in_flight: InFlight,
 ) -> (Response<Answer>, &'static str) {
-    let words = words(problem);
-    let code = words.code;
-    let mut refusal = Refusal::new(words.status, words.kind, code, words.message, request_id.as_str());
+    let mut refusal = if let Problem::Contained(by) = problem {
+        containment(by, request_id)
+    } else {
+        let words = words(problem);
+        Refusal::new(
+            words.status,
+            words.kind,
+            words.code,
+            words.message,
+            request_id.as_str(),
+        )
+    };
+    let code = refusal.code;
     if let Problem::Limited(why) = problem {
         refusal.retry_after = Some(spread(why.retry_after, request_id));
         refusal.incident = Some(why.incident.to_string());
@@ -111,6 +128,27 @@ pub(super) fn refuse(
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     (response, code)
+}
+
+/// What is told to whoever is contained, before an answer or in the middle of one.
+pub(super) fn containment(by: &Directive, request_id: &RequestId) -> Refusal {
+    let reason = match &by.order {
+        Order::Contain { reason } => reason.as_str(),
+        _ => "",
+    };
+    let (subject, incident, rule) = (&by.subject, &by.incident, &by.rule);
+    let message =
+        format!("fusebox has contained {subject} because of incident {incident} (rule {rule}): {reason}");
+    let mut refusal = Refusal::new(
+        403,
+        RefusalKind::Contained,
+        CONTAINED,
+        message,
+        request_id.as_str(),
+    );
+    refusal.incident = Some(incident.to_string());
+    refusal.rule = Some(rule.to_string());
+    refusal
 }
 
 fn words(problem: &Problem) -> Words {
@@ -199,6 +237,12 @@ fn words(problem: &Problem) -> Words {
                 ),
             )
         }
+        Problem::Contained(by) => words(
+            403,
+            RefusalKind::Contained,
+            CONTAINED,
+            format!("fusebox has contained {}", by.subject),
+        ),
         Problem::Overloaded => words(
             503,
             RefusalKind::Overloaded,

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::arrive::{Content, Head};
 use super::body::RequestBody;
+use super::hops;
 use super::orders::{Changes, Changing, is_signed};
 use super::reply::Problem;
 use super::worker::Worker;
@@ -76,6 +77,8 @@ pub(super) fn prepare(
         }
         prepared.changes = (!changes.is_empty()).then(|| Box::new(changes));
     }
+
+    hops::map_model(head, &facts, &mut bytes, &mut prepared)?;
 
     let upstream = &head.upstream;
     if facts.stream

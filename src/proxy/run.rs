@@ -9,6 +9,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::time::sleep;
 
 use super::accept::{self, Listening};
+use super::flights;
 use super::worker::{Shared, Worker};
 
 /// How often idle upstream connections are looked at.
@@ -40,10 +41,15 @@ pub fn run_worker(shared: Arc<Shared>, listeners: Vec<Listening>) -> io::Result<
             tokio::task::spawn_local(async move {
                 loop {
                     sleep(SWEEP).await;
-                    worker.pools.sweep(&worker.snapshot().policy.upstreams);
+                    let policy = Arc::clone(&worker.snapshot().policy);
+                    worker.pools.sweep(&policy.upstreams);
+                    let is_known = |name: &_| policy.upstreams.iter().any(|u| u.name == *name);
+                    worker.shared.breakers.retain(is_known);
                 }
             })
         };
+        let changes = worker.shared.reader.changes();
+        let watching = tokio::task::spawn_local(flights::watch(Rc::clone(&worker), changes));
         let mut failed = None;
         for task in accepting {
             match task.await {
@@ -60,6 +66,7 @@ pub fn run_worker(shared: Arc<Shared>, listeners: Vec<Listening>) -> io::Result<
             }
         }
         sweeping.abort();
+        watching.abort();
         failed.map_or(Ok(()), Err)
     })
 }

@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::time::timeout;
 
 use super::arrive::Head;
+use super::cut::note_contained;
 use super::drain::Drain;
 use super::emit::Account;
 use super::forward::Outgoing;
@@ -137,12 +138,28 @@ impl Switched {
             self.upstream.write_all(&first).await?;
             copy_bidirectional(&mut client, &mut self.upstream).await
         };
-        let outcome = tokio::select! {
-            biased;
-            () = drain.over() => Outcome::Cut,
-            // Either side may leave without a closing frame; which one it was cannot be told from here.
-            _ = relayed => Outcome::Complete,
+        let account = &self.account;
+        let unless_contained = async {
+            match &account.flight {
+                Some(flight) => {
+                    let sender = account.identity.sender();
+                    flight.unless_contained(&account.worker, sender, relayed).await
+                }
+                None => Ok(relayed.await),
+            }
         };
+        let (outcome, contained) = tokio::select! {
+            biased;
+            () = drain.over() => (Outcome::Cut, None),
+            ended = unless_contained => match ended {
+                // Either side may leave without a closing frame; which one it was cannot be told from here.
+                Ok(_) => (Outcome::Complete, None),
+                Err(problem) => (Outcome::Cut, Some(problem)),
+            },
+        };
+        if let Some(Problem::Contained(by)) = contained {
+            note_contained(&mut self.account, &by);
+        }
         self.account.ended(outcome);
     }
 }

@@ -11,9 +11,11 @@ use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
 use super::drain::Drain;
+use super::flights::Flights;
 use super::noted::Noted;
 use super::upstream::Pools;
 use crate::clock::Clock;
+use crate::enforce::breaker::Breakers;
 use crate::enforce::chains::Chains;
 use crate::enforce::slots::Slots;
 use crate::enforce::snapshot::{CachedReader, Reader, Snapshot};
@@ -44,6 +46,8 @@ pub struct Shared {
     pub chains: Chains,
     /// What versions of agents are made of.
     pub versions: Arc<Versions>,
+    /// How well the upstreams do that others stand in for.
+    pub breakers: Arc<Breakers>,
     /// Upstreams that refused to report usage in streams when asked.
     pub unwilling: Unwilling,
     /// Names for exchanges whose client gave none.
@@ -56,6 +60,8 @@ pub(super) struct Worker {
     pub(super) pools: Pools,
     /// Versions that were looked at lately.
     pub(super) noted: Noted,
+    /// Exchanges that are on their way.
+    pub(super) flights: Rc<Flights>,
     reader: RefCell<CachedReader>,
 }
 
@@ -87,6 +93,7 @@ impl Worker {
         Rc::new(Self {
             pools: Pools::new(shared.clock.clone()),
             noted: Noted::default(),
+            flights: Rc::default(),
             shared,
             reader,
         })

@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::exchange::Exchanges;
 pub use super::exchange::{ExchangeLabels, ExchangeMetrics};
+use super::failover::FailoverMetrics;
 use super::ledger::LedgerMetrics;
 use crate::types::notice::Severity;
 use crate::types::time::Wall;
@@ -44,6 +45,7 @@ pub struct Metrics {
     connections: Level,
     waiting: Level,
     ledger: LedgerMetrics,
+    failover: FailoverMetrics,
 }
 
 /// A label of something that happens rarely; its values come from the configuration or from the code.
@@ -87,6 +89,7 @@ impl Metrics {
             connections: Level::default(),
             waiting: Level::default(),
             ledger: LedgerMetrics::default(),
+            failover: FailoverMetrics::default(),
         };
         // What can be named now is there with zero from the start: alerts on its increase then see the first one.
         for severity in SEVERITIES {
@@ -175,6 +178,7 @@ impl Metrics {
             "What is running",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
+        self.failover = FailoverMetrics::registered(r);
         self.ledger = LedgerMetrics::registered(r);
         self
     }
@@ -245,6 +249,11 @@ impl Metrics {
         self.directives.set(directives);
         self.connections.set(connections);
         self.waiting.set(waiting);
+    }
+
+    /// What is counted of upstreams that others stand in for.
+    pub fn failover(&self) -> &FailoverMetrics {
+        &self.failover
     }
 
     /// What the ledger counts.

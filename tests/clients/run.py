@@ -60,6 +60,29 @@ actions:
       - reduce_batch
 """
 
+#: One rule that stops an agent for good, on its first tokens.
+CONTAIN = """
+agent_incident_rules:
+  - name: stop_at_once
+    metric: tokens_per_execution
+    baseline: 1
+    threshold_upper: 2
+    window: 5m
+    action: stop
+actions:
+  stop:
+    steps:
+      - contain: {}
+        approval: automatic
+        lease: 10m
+"""
+
+#: No stream may be longer than this.
+CUT = """
+agent_incident_rules: []
+streams: {max_output_tokens: 20}
+"""
+
 
 class Fusebox:
     """The running program."""
@@ -169,8 +192,11 @@ def main():
             plain = Fusebox(arguments.binary, mock, Path(directory), "plain", "agent_incident_rules: []\n")
             throttled = Fusebox(arguments.binary, mock, Path(directory), "throttled", THROTTLE)
             batched = Fusebox(arguments.binary, mock, Path(directory), "batched", BATCHED)
-            started = [plain, throttled, batched]
-            env |= {"FUSEBOX_URL": plain.url, "FUSEBOX_THROTTLED_URL": throttled.url, "FUSEBOX_BATCHED_URL": batched.url, "FUSEBOX_OBSERVATIONS": str(plain.observations)}
+            containing = Fusebox(arguments.binary, mock, Path(directory), "containing", CONTAIN)
+            cutting = Fusebox(arguments.binary, mock, Path(directory), "cutting", CUT)
+            started = [plain, throttled, batched, containing, cutting]
+            env |= {"FUSEBOX_CONTAINING_URL": containing.url, "FUSEBOX_CUTTING_URL": cutting.url, "FUSEBOX_BATCHED_URL": batched.url}
+            env |= {"FUSEBOX_URL": plain.url, "FUSEBOX_THROTTLED_URL": throttled.url, "FUSEBOX_OBSERVATIONS": str(plain.observations)}
         try:
             for name in suites:
                 begun = time.monotonic()

@@ -113,3 +113,19 @@ pub(super) fn external_url(given: Opt<String>, check: &mut Check<'_>) -> Option<
         }
     }
 }
+
+/// The header in which a proxy in front says who is calling.
+pub(super) fn user_header(given: Opt<String>, check: &mut Check<'_>) -> Option<String> {
+    let At { value, place } = given?;
+    match value.trim().parse::<http::HeaderName>() {
+        Ok(name) => Some(name.as_str().to_owned()),
+        Err(_) => {
+            check.problem(
+                place,
+                "`user_header` is no name of a header",
+                "as x-forwarded-user or x-auth-request-email",
+            );
+            None
+        }
+    }
+}

@@ -21,6 +21,7 @@ use crate::enforce::failover::{
 };
 use crate::enforce::policy::{Capture, Upstream};
 use crate::types::ids::UpstreamName;
+use crate::types::usage::Cost;
 
 /// Further attempts of one request at most.
 const MAX_HOPS: usize = 3;
@@ -300,7 +301,10 @@ pub(super) fn streams(file: StreamsFile, check: &mut Check<'_>) -> StreamLimits 
         cut_repetition: value_or(cut_repetition, false),
         max_output_tokens: max_output_tokens
             .map(|t| check.count("max_output_tokens", Some(t), 1, 1..=1_000_000_000)),
-        max_cost_usd: max_cost_usd.map(|c| check.number("max_cost_usd", Some(c), 1.0, 1e-6..=1e6)),
+        max_cost: max_cost_usd.map(|c| {
+            let usd = check.number("max_cost_usd", Some(c), 1.0, 1e-6..=1e6);
+            Cost::from_nanos((usd * 1e9).round() as u64)
+        }),
     }
 }
 

@@ -124,6 +124,7 @@ pub(super) fn admin(
         token_file,
         tokens,
         allowed_hosts,
+        user_header,
         open_metrics,
         max_label_sets: _,
     } = file;
@@ -165,6 +166,7 @@ pub(super) fn admin(
         allowed_hosts: check.names("allowed_hosts", allowed_hosts),
         open_metrics: value_or(open_metrics, true),
         external_url: None,
+        user_header: access::user_header(user_header, check),
     }
 }
 

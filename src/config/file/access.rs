@@ -19,6 +19,9 @@ pub(in crate::config) struct AdminFile {
     pub(in crate::config) tokens: Vec<At<AdminTokenFile>>,
     /// Host names it may be called by, beside loopback names and its own address.
     pub(in crate::config) allowed_hosts: Vec<At<String>>,
+    /// Header in which a proxy in front says who is calling, as X-Forwarded-User: trusted for the name of whoever answers
+    /// a question by its link. Set it only when nothing but that proxy reaches the admin listener.
+    pub(in crate::config) user_header: Opt<String>,
     /// Whether /metrics is open without the token.
     pub(in crate::config) open_metrics: Opt<bool>,
     /// Label combinations that /metrics keeps; the rest share one.

@@ -629,7 +629,7 @@ fn failover_streams_and_capture_are_compiled() {
     );
     let streams = c.policy.streams;
     assert_eq!(
-        (streams.max_output_tokens, streams.max_cost_usd),
+        (streams.max_output_tokens, streams.max_cost.map(|c| c.usd())),
         (Some(9), Some(0.5))
     );
     assert!(streams.cut_repetition && good("").policy.streams.is_off());

@@ -322,6 +322,7 @@ fn restarted() -> BTreeMap<&'static str, Value> {
         ("admin.tokens[].token_file", json!("DIR/secret")),
         ("admin.tokens[].token_sha256", json!("0a".repeat(32))),
         ("admin.allowed_hosts", json!(["x.example"])),
+        ("admin.user_header", json!("x-forwarded-user")),
         ("admin.open_metrics", json!(false)),
         ("admin.max_label_sets", json!(77)),
         ("external_url", json!("https://fusebox.example")),

@@ -21,8 +21,10 @@ use std::ops::Range;
 use self::template::Template;
 use self::text::Text;
 use super::cursor::{Cursor, Str};
+use super::ending::Trail;
 use super::eventstream::Message;
 use super::hints::MAX_ANSWER_ID;
+use super::repetition::Tail;
 use super::sse::Event;
 use super::table::Api;
 use super::usage;
@@ -67,6 +69,17 @@ pub(super) struct Facts {
     puts: Puts,
     /// How much text is kept, in bytes; 0 when it is only counted.
     pub(super) keep: usize,
+    /// For streams that may be ended early.
+    pub(super) watch: Option<Box<Watch>>,
+}
+
+/// What is kept of a stream that may be ended early.
+#[derive(Debug)]
+pub(super) struct Watch {
+    /// What its end has to agree with.
+    pub(super) trail: Trail,
+    /// The end of its output, where it is looked at.
+    pub(super) tail: Option<Tail>,
 }
 
 /// What an event put out, for [`Template`].
@@ -115,6 +128,15 @@ impl Facts {
         }
     }
 
+    #[inline]
+    fn follow(&mut self, text: &Str<'_>) {
+        if let Some(watch) = &mut self.watch
+            && let Some(tail) = &mut watch.tail
+        {
+            tail.push(text.raw());
+        }
+    }
+
     /// This is an answer with an output text.
     fn answers(&mut self) {
         self.text.get_or_insert_default();
@@ -124,6 +146,7 @@ impl Facts {
         if let Some(text) = text {
             if !text.is_empty() {
                 self.put_out(&text, false);
+                self.follow(&text);
             }
             let keep = self.keep;
             self.text.get_or_insert_default().push(text, keep);
@@ -143,6 +166,7 @@ impl Facts {
     fn hidden(&mut self, text: Option<Str<'_>>) {
         if let Some(text) = text.filter(|t| !t.is_empty()) {
             self.put_out(&text, true);
+            self.follow(&text);
             self.hidden_chars = self.hidden_chars.saturating_add(text.chars());
         }
     }
@@ -269,6 +293,9 @@ impl Reader {
         if event.error {
             self.template.miss();
         }
+        if let Some(watch) = &mut facts.watch {
+            watch.trail.event(b"", event.data);
+        }
         self.alike(event.data, facts, Self::known);
         if event.error && !facts.failed {
             error::body(&mut Cursor::new(event.data), facts);
@@ -279,6 +306,10 @@ impl Reader {
     /// the piece, without looking for the ends of lines; gives back the rest of the piece.
     #[inline]
     pub(super) fn events_alike<'p>(&mut self, piece: &'p [u8], limit: usize, facts: &mut Facts) -> &'p [u8] {
+        if facts.watch.is_some() {
+            // A stream that may be ended early is followed event by event.
+            return piece;
+        }
         let mut rest = piece;
         while let Some((text, after)) = self.template.framed(rest, limit) {
             self.hit(text, facts);
@@ -335,6 +366,9 @@ impl Reader {
             facts.failed = true;
             facts.error_type = Some(String::from_utf8_lossy(message.name).chars().take(NAME).collect());
             return;
+        }
+        if let Some(watch) = &mut facts.watch {
+            watch.trail.event(message.name, message.payload);
         }
         match self.shape {
             Shape::Converse if message.name == b"contentBlockDelta" => {

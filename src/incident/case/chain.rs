@@ -12,7 +12,7 @@ use crate::incident::record::{ApprovalState, IncidentState, StepState};
 use crate::incident::recovery;
 use crate::incident::rule::{OnFailure, Step, StepKind, Success};
 use crate::types::directive::{Order, Subject};
-use crate::types::ids::{AgentId, ApprovalId, LeaseId};
+use crate::types::ids::{AgentId, AgentVersion, ApprovalId, LeaseId};
 use crate::types::notice::NoticeEvent;
 use crate::types::time::Now;
 
@@ -268,6 +268,22 @@ impl Case {
         true
     }
 
+    /// Versions of agents that are bound by something which only a human or a new version lifts.
+    pub(crate) fn bound_versions(&self) -> Vec<(LeaseId, AgentId, AgentVersion)> {
+        let lasting = self
+            .leases
+            .iter()
+            .filter(|l| l.in_force && l.order.outlasts_recovery());
+        lasting
+            .filter_map(|l| match &l.directive.subject {
+                Subject::Version { agent, version } => {
+                    Some((l.directive.lease.clone(), agent.clone(), version.clone()))
+                }
+                _ => None,
+            })
+            .collect()
+    }
+
     /// Lifts every directive, for a reason.
     pub(crate) fn lift_all(&mut self, why: &str, now: Now, outcome: &mut Outcome) {
         let orders: Vec<String> = distinct(self.leases.drain(..).filter(|l| l.in_force));
@@ -336,7 +352,13 @@ impl Case {
     }
 
     /// Binds one more agent by what is in force.
-    pub(super) fn extend_orders(&mut self, agent: &AgentId, now: Now, outcome: &mut Outcome) {
+    pub(super) fn extend_orders(
+        &mut self,
+        agent: &AgentId,
+        may_bind: impl Fn(&Step, &AgentId) -> Option<String>,
+        now: Now,
+        outcome: &mut Outcome,
+    ) {
         let mut orders: Vec<(usize, Order, Duration, bool)> = Vec::new();
         for lease in self.leases.iter().filter(|l| l.in_force) {
             let bound_one_by_one = matches!(lease.directive.subject, Subject::Agent(_));
@@ -353,6 +375,16 @@ impl Case {
             }
         }
         for (step, order, length, renewed) in orders {
+            let why_not = self.steps.get(step).and_then(|run| may_bind(&run.step, agent));
+            if let Some(why) = why_not {
+                let what = plan::describe(&order);
+                self.note(
+                    now,
+                    "joined",
+                    format!("{agent} is not bound by \"{what}\": {why}"),
+                );
+                continue;
+            }
             self.give(step, Subject::Agent(agent.clone()), order, (length, renewed), now);
             outcome.directives = true;
         }

@@ -23,7 +23,7 @@ use super::record::{
     ApprovalRecord, IncidentRecord, IncidentState, LeaseRecord, Measures, Origin, TimelineEntry, Verdict,
 };
 use super::recovery;
-use super::rule::{Metric, Rule, Statistic};
+use super::rule::{Metric, Rule, Statistic, Step};
 use super::tell;
 use crate::types::directive::{Directive, Subject};
 use crate::types::ids::{ActionName, AgentId, ApprovalId, IncidentId, RuleName, SilenceId};
@@ -315,6 +315,8 @@ impl Case {
         self.evidence = evidence;
         self.resolved = None;
         self.verdict = None;
+        // They heard that it is over: to them it is news.
+        self.told.clear();
         let detail = tell::evidence(self);
         self.note(now, "reopened", detail);
         outcome.changed = true;
@@ -352,7 +354,15 @@ impl Case {
     }
 
     /// Takes in another subject of its rule.
-    pub(crate) fn join(&mut self, member: Member, now: Now, outcome: &mut Outcome) {
+    ///
+    /// It is bound by what is in force, by each step as far as `may_bind` does not say why not.
+    pub(crate) fn join(
+        &mut self,
+        member: Member,
+        may_bind: impl Fn(&Step, &AgentId) -> Option<String>,
+        now: Now,
+        outcome: &mut Outcome,
+    ) {
         if self.members.len() >= MAX_MEMBERS || self.members.iter().any(|m| m.name == member.name) {
             return;
         }
@@ -361,7 +371,7 @@ impl Case {
         let agent = member.agent.clone();
         self.members.push(member);
         if let Some(agent) = agent {
-            self.extend_orders(&agent, now, outcome);
+            self.extend_orders(&agent, may_bind, now, outcome);
         }
     }
 

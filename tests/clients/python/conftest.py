@@ -13,6 +13,9 @@ URL = os.environ["FUSEBOX_URL"]
 #: A fusebox that throttles an agent after its first exchange; empty when the clients talk to the mock itself.
 THROTTLED = os.environ.get("FUSEBOX_THROTTLED_URL", "")
 BATCHED = os.environ.get("FUSEBOX_BATCHED_URL", "")
+#: One that contains an agent after its first whole answer, and one that ends streams of more than 20 tokens.
+CONTAINING = os.environ.get("FUSEBOX_CONTAINING_URL", "")
+CUTTING = os.environ.get("FUSEBOX_CUTTING_URL", "")
 OBSERVATIONS = os.environ.get("FUSEBOX_OBSERVATIONS", "")
 
 TEXT = "Hello, wörld \U0001f600!"

@@ -4,7 +4,7 @@ import time
 
 import anthropic
 import pytest
-from conftest import TEXT, THROTTLED, URL, aborted_within_a_second, aborts, exhaust, headers, needs_fusebox, observed
+from conftest import CONTAINING, CUTTING, TEXT, THROTTLED, URL, aborted_within_a_second, aborts, exhaust, headers, needs_fusebox, observed
 
 HI = [{"role": "user", "content": "hi"}]
 TOOLS = [{"name": "get_weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}]
@@ -91,3 +91,27 @@ def test_it_backs_off_for_as_long_as_it_is_told():
     begun = time.monotonic()
     assert ask(agent, THROTTLED, retries=5).content[0].text == TEXT
     assert time.monotonic() - begun > wait * 0.5
+
+
+@needs_fusebox
+def test_a_stream_that_is_cut_ends_for_its_length():
+    with client("py-anthropic-cut", CUTTING).messages.stream(model="slow-sonnet", max_tokens=5000, messages=HI) as stream:
+        answer = stream.get_final_message()
+    assert answer.stop_reason == "max_tokens"
+    assert answer.content[0].text.startswith("tick tick")
+    assert 20 < answer.usage.output_tokens < 100
+
+
+@needs_fusebox
+def test_a_contained_stream_raises_and_nothing_is_retried():
+    agent = "py-anthropic-contained"
+    with client(agent, CONTAINING).messages.stream(model="slow-sonnet", max_tokens=5000, messages=HI) as stream:
+        pieces = iter(stream.text_stream)
+        next(pieces)
+        ask(agent, CONTAINING)
+        with pytest.raises(anthropic.APIError, match="incident"):
+            for _ in pieces:
+                pass
+    with pytest.raises(anthropic.PermissionDeniedError) as caught:
+        ask(agent, CONTAINING, retries=2)
+    assert caught.value.status_code == 403

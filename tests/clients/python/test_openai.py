@@ -4,7 +4,7 @@ import time
 
 import openai
 import pytest
-from conftest import BATCHED, TEXT, THROTTLED, URL, aborted_within_a_second, aborts, exhaust, headers, needs_fusebox, observed
+from conftest import BATCHED, CONTAINING, CUTTING, TEXT, THROTTLED, URL, aborted_within_a_second, aborts, exhaust, headers, needs_fusebox, observed, stats
 
 HI = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}]
@@ -141,3 +141,62 @@ def test_it_backs_off_for_as_long_as_it_is_told():
     took = time.monotonic() - begun
     assert answer.choices[0].message.content == TEXT
     assert took > wait * 0.5, f"came back after {took:.2f} s, told to wait {wait:.2f} s"
+
+
+@needs_fusebox
+def test_a_stream_that_is_cut_ends_for_its_length():
+    stream = client("py-openai-cut", CUTTING).chat.completions.create(
+        model="slow-large", messages=HI, stream=True, stream_options={"include_usage": True}
+    )
+    *pieces, finish, usage = list(stream)
+    assert finish.choices[0].finish_reason == "length"
+    assert "".join(c.choices[0].delta.content or "" for c in pieces).startswith("tick tick")
+    assert (usage.choices, 20 < usage.usage.completion_tokens < 100) == ([], True)
+
+
+@needs_fusebox
+def test_the_helpers_see_that_it_was_cut():
+    with pytest.raises(openai.LengthFinishReasonError):
+        with client("py-openai-cut4", CUTTING).chat.completions.stream(model="slow-large", messages=HI) as stream:
+            stream.get_final_completion()
+
+
+@needs_fusebox
+def test_a_stream_that_is_cut_shows_no_usage_unasked():
+    stream = client("py-openai-cut2", CUTTING).chat.completions.create(model="slow-large", messages=HI, stream=True)
+    chunks = list(stream)
+    assert [c.choices[0].finish_reason for c in chunks][-1] == "length"
+    assert not any("usage" in c.model_fields_set for c in chunks)
+
+
+@needs_fusebox
+def test_a_response_that_is_cut_is_incomplete():
+    events = list(client("py-openai-cut3", CUTTING).responses.create(model="slow-large", input="hi", stream=True))
+    last = events[-1]
+    assert last.type == "response.incomplete"
+    assert last.response.incomplete_details.reason == "max_output_tokens"
+    assert last.response.output_text.startswith("tick tick")
+    numbers = [e.sequence_number for e in events if e.sequence_number is not None]
+    assert numbers == sorted(set(numbers))
+
+
+@needs_fusebox
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_a_contained_stream_raises_and_nothing_is_retried(api):
+    agent = f"py-openai-contained-{api}"
+    calls = client(agent, CONTAINING)
+    if api == "chat":
+        stream = calls.chat.completions.create(model="slow-large", messages=HI, stream=True)
+    else:
+        stream = calls.responses.create(model="slow-large", input="hi", stream=True)
+    pieces = iter(stream)
+    next(pieces)
+    calls.chat.completions.create(model="lab-large", messages=HI)
+    with pytest.raises(openai.APIError, match="incident"):
+        for _ in pieces:
+            pass
+    before = len(stats()["seen"])
+    with pytest.raises(openai.PermissionDeniedError) as caught:
+        calls.chat.completions.create(model="lab-large", messages=HI)
+    assert (caught.value.status_code, caught.value.code) == (403, "fusebox_contained")
+    assert len(stats()["seen"]) == before, "nothing of it is sent"

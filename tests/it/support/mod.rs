@@ -5,6 +5,7 @@ pub(crate) mod client;
 pub(crate) mod fusebox;
 pub(crate) mod h2;
 pub(crate) mod http1;
+pub(crate) mod inside;
 pub(crate) mod path;
 pub(crate) mod schema;
 pub(crate) mod tls;

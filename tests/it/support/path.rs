@@ -63,6 +63,7 @@ impl Path {
             waiting: Arc::new(AtomicUsize::new(0)),
             chains: Chains::default(),
             versions: Arc::clone(&versions),
+            breakers: Arc::default(),
             unwilling: Unwilling::default(),
             request_ids: RequestIds::new(),
         });
