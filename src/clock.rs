@@ -27,7 +27,7 @@ struct Manual {
 }
 
 impl Clock {
-    /// The system's clocks; the monotonic one starts at [`ORIGIN`] so that "before the start" can be said.
+    /// The system's clocks; the monotonic one starts at forty days so that "before the start" can be said.
     #[expect(clippy::disallowed_methods, reason = "this is the file that reads time")]
     pub fn system() -> Self {
         Self(Source::System {

@@ -130,6 +130,13 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
         .map_or_else(|| Secret::new(fresh_key()), |m| m.link_key.clone());
     let links = Links::new(wiring.admin.external_url.as_deref(), link_key);
     let events = Events::new();
+    let versions = Arc::new(Versions::new(wiring.max_agents));
+    if let Some(memory) = &mut memory {
+        versions.import(std::mem::take(&mut memory.known));
+    }
+    for note in crate::config::notes(&compiled) {
+        tracing::warn!("{note}");
+    }
     let drain = Drain::default();
     let (tell, told) = mpsc::channel(wiring.observation_queue);
     let (outbox, dropped) = Outbox::new(tell, Arc::clone(&metrics));
@@ -150,7 +157,7 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
         connections: Arc::new(Semaphore::new(max_connections)),
         waiting: Arc::new(AtomicUsize::new(0)),
         chains: Chains::default(),
-        versions: Arc::new(Versions::new(wiring.max_agents)),
+        versions: Arc::clone(&versions),
         breakers: Arc::clone(&breakers),
         unwilling: Unwilling::default(),
         request_ids: RequestIds::new(),
@@ -179,6 +186,7 @@ pub async fn start(compiled: Compiled, source: Source, clock: Clock) -> Result<R
         links,
         destinations: compiled.destinations.clone(),
         events,
+        versions,
         about: About {
             listeners: listeners.clone(),
             upstreams,

@@ -115,6 +115,11 @@ pub(super) fn text(value: &Value, pointer: &str) -> String {
     let text = match value.pointer(pointer) {
         None | Some(Value::Null) => "-".to_owned(),
         Some(Value::String(text)) => text.clone(),
+        // What is named by its kind, as {"agent": "billing"}: the name alone.
+        Some(Value::Object(one)) if one.len() == 1 => match one.values().next() {
+            Some(Value::String(text)) => text.clone(),
+            _ => Value::Object(one.clone()).to_string(),
+        },
         Some(other) => other.to_string(),
     };
     text.chars()

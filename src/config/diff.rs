@@ -208,7 +208,6 @@ fn policy_changes(old: &Policy, new: &Policy, log: &mut Log) {
         metering,
         retries,
         streams,
-        capture,
     } = new;
     log.by_name(
         "upstream",
@@ -230,7 +229,6 @@ fn policy_changes(old: &Policy, new: &Policy, log: &mut Log) {
         &retries.min_per_minute,
     );
     log.changed("streams", &old.streams, streams);
-    log.changed("capture", &old.capture, capture);
 }
 
 fn upstream_changes(old: &Upstream, new: &Upstream, log: &mut Log) {

@@ -12,13 +12,12 @@ use super::tree::{self, Node, Value};
 /// The file that shows every key at its default.
 const EXAMPLE: &str = include_str!("../../config/fusebox.example.yaml");
 /// Sections whose keys have one default each. (In lists a default often depends on the entry.)
-const SECTIONS: [&str; 10] = [
+const SECTIONS: [&str; 9] = [
     "admin",
     "retries",
     "streams",
     "identity",
     "limits",
-    "capture",
     "log",
     "incidents",
     "automation",
@@ -262,7 +261,6 @@ mod tests {
             "incidents: {maintenance: [{name: a}]}",
             "admin: {tokens: [{name: a, role: admin}]}",
             "upstreams: [{name: a, url: 'https://a', retry_on: [200]}]",
-            "capture: {system_prompt: true}",
         ] {
             assert!(!validator.is_valid(&as_json(&tree::parse(bad).unwrap())), "{bad}");
         }

@@ -24,6 +24,7 @@ use crate::clock::Clock;
 use crate::enforce::breaker::Breakers;
 use crate::enforce::slots::Slots;
 use crate::enforce::snapshot::Publisher;
+use crate::enforce::versions::Versions;
 use crate::incident::effect::Effect;
 use crate::incident::engine::Engine;
 use crate::incident::input::{Acted, Input, NotActed, OperatorAct, Trouble};
@@ -86,6 +87,8 @@ pub struct Parts {
     pub destinations: AllowedDestinations,
     /// For those who look on.
     pub events: Events,
+    /// What versions of agents are made of, as requests show it.
+    pub versions: Arc<Versions>,
     /// What is said in the status and does not change.
     pub about: About,
     /// Figures of the requests' side.
@@ -263,7 +266,7 @@ impl Driver {
                     {
                         self.unwritten += 1;
                     }
-                    if let Some(kept) = &self.performer.memory {
+                    if let Some(kept) = &self.performer.means.memory {
                         // A full queue is counted by the ledger.
                         kept.ledger.observe(observation.clone());
                     }
@@ -338,7 +341,7 @@ impl Driver {
     /// Trouble with the ledger is an incident; a ledger that was begun anew gets everything again; versions in use are
     /// written now and then.
     fn look_after_the_ledger(&mut self, now: Now) {
-        let Some(kept) = &self.performer.memory else {
+        let Some(kept) = &self.performer.means.memory else {
             return;
         };
         let (health, renewals) = (kept.ledger.health(), kept.ledger.renewals());
@@ -361,9 +364,12 @@ impl Driver {
         }
         if now.mono.since(self.versions_written.mono) >= VERSIONS_EVERY {
             let since = std::mem::replace(&mut self.versions_written, now).wall;
-            if let Some(kept) = &self.performer.memory {
-                let rows = keeper::versions(&self.parts.engine, since, now);
-                drop((!rows.is_empty()).then(|| kept.ledger.record(rows)));
+            if let Some(kept) = &self.performer.means.memory {
+                let mut rows = keeper::versions(&self.parts.engine, since, now);
+                if !rows.is_empty() {
+                    rows.push(keeper::known(&self.parts.versions.export()));
+                    drop(kept.ledger.record(rows));
+                }
             }
         }
     }
@@ -416,7 +422,7 @@ impl Driver {
             self.parts.about.upstreams = upstreams;
         }
         if let Some(destinations) = destinations {
-            self.performer.destinations = destinations;
+            self.performer.means.destinations = destinations;
         }
         if let Some(rules) = rules {
             self.step(Input::Rules(rules));
@@ -501,7 +507,7 @@ impl Driver {
             last_reload: self.last_reload.clone(),
             agents: parts.slots.count() as u64,
             agents_turned_away: turned_away,
-            open_incidents: rules.iter().map(|r| r.open_incidents).sum(),
+            open_incidents: parts.engine.open_incidents() as u64,
             directives: self.performer.directives(),
             observations: self.observations,
             observations_dropped: parts.gauges.dropped.observations(),
@@ -584,6 +590,7 @@ mod tests {
             links: Links::new(None, Secret::new("k")),
             destinations: AllowedDestinations::default(),
             events: Events::new(),
+            versions: Arc::new(Versions::new(2)),
             about: About {
                 listeners: Vec::new(),
                 upstreams: Vec::new(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::resume::Undelivered;
 use crate::alert::{DeadLetter, Delivery, Fate, Settled};
+use crate::enforce::versions::KnownVersion;
 use crate::incident::engine::Engine;
 use crate::incident::record::{ApprovalRecord, IncidentRecord, SilenceRecord, TimelineEntry};
 use crate::incident::restore::Remains;
@@ -22,6 +23,8 @@ use crate::types::time::{Now, Wall};
 const ENGINE: &str = "engine";
 /// The key of where ad-hoc alert targets are.
 const ADHOC: &str = "adhoc_targets";
+/// The key of what versions of agents are made of.
+const KNOWN: &str = "known_versions";
 /// The key of what signs links to approvals.
 const LINKS: &str = "link_key";
 /// Closed incidents that are taken back.
@@ -55,6 +58,8 @@ pub(super) struct Recovered {
     pub(super) undelivered: Undelivered,
     /// Where ad-hoc alert targets are, by name.
     pub(super) adhoc: HashMap<String, String>,
+    /// What versions of agents are made of.
+    pub(super) known: Vec<KnownVersion>,
     /// What signs links, if it was ever made.
     pub(super) link_key: Option<String>,
     /// What was seen shortly before, oldest first.
@@ -186,6 +191,9 @@ impl Keeper {
         recovered.link_key = reader
             .state(LINKS)?
             .and_then(|text| serde_json::from_str(&text).ok());
+        if let Some(text) = reader.state(KNOWN)? {
+            recovered.known = serde_json::from_str(&text).unwrap_or_default();
+        }
         if let Some(text) = reader.state(ADHOC)? {
             recovered.adhoc = serde_json::from_str(&text).unwrap_or_default();
         }
@@ -233,6 +241,11 @@ pub(super) fn kept(engine: &Engine) -> Record {
 /// The row of where ad-hoc alert targets are.
 pub(super) fn adhoc(targets: &HashMap<String, String>) -> Record {
     state(ADHOC, document(targets))
+}
+
+/// The row of what versions of agents are made of.
+pub(super) fn known(versions: &[KnownVersion]) -> Record {
+    state(KNOWN, document(&versions))
 }
 
 /// The row of what signs links.

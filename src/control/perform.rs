@@ -24,17 +24,9 @@ const MAX_ADHOC: usize = 256;
 /// How names of ad-hoc alert targets begin.
 const ADHOC: &str = "adhoc:";
 
-/// What effects act on.
+/// Makes effects real.
 pub(super) struct Performer {
-    pub(super) publisher: Arc<Publisher>,
-    pub(super) alerts: Alerts,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) announcer: Announcer,
-    pub(super) links: Links,
-    pub(super) memory: Option<Kept>,
-    pub(super) destinations: AllowedDestinations,
-    /// Where ad-hoc alert targets are, by name.
-    pub(super) adhoc: HashMap<String, String>,
+    pub(super) means: Means,
     /// Incidents that are not over, with how much of their timeline was logged.
     open: HashMap<IncidentId, Followed>,
     /// What was published last.
@@ -48,7 +40,7 @@ pub(super) struct Kept {
     pub(super) deliveries: Arc<Deliveries>,
 }
 
-/// What a performer begins with.
+/// What effects act on.
 pub(super) struct Means {
     pub(super) publisher: Arc<Publisher>,
     pub(super) alerts: Alerts,
@@ -57,6 +49,7 @@ pub(super) struct Means {
     pub(super) links: Links,
     pub(super) memory: Option<Kept>,
     pub(super) destinations: AllowedDestinations,
+    /// Where ad-hoc alert targets are, by name.
     pub(super) adhoc: HashMap<String, String>,
 }
 
@@ -76,25 +69,8 @@ pub(super) struct Audit {
 
 impl Performer {
     pub(super) fn new(means: Means) -> Self {
-        let Means {
-            publisher,
-            alerts,
-            metrics,
-            announcer,
-            links,
-            memory,
-            destinations,
-            adhoc,
-        } = means;
         Self {
-            publisher,
-            alerts,
-            metrics,
-            announcer,
-            links,
-            memory,
-            destinations,
-            adhoc,
+            means,
             open: HashMap::new(),
             in_force: Arc::default(),
         }
@@ -128,7 +104,7 @@ impl Performer {
             match effect {
                 Effect::Publish(directives) => {
                     self.in_force = Arc::clone(&directives);
-                    self.publisher.publish_directives(directives);
+                    self.means.publisher.publish_directives(directives);
                     let in_force: Vec<_> = self.in_force.iter().collect();
                     happened.push(("directives", json(&in_force)));
                     counts = true;
@@ -163,13 +139,13 @@ impl Performer {
             };
             self.follow(&record);
             happened.push(("incident", json(&record)));
-            if let Some(kept) = &mut self.memory {
+            if let Some(kept) = &mut self.means.memory {
                 kept.keeper.incident(engine, &record, now.wall, &mut rows);
             }
         }
         counts |= !changed.is_empty();
         let deliveries = self.route(notices, now.wall);
-        let durable = match &mut self.memory {
+        let durable = match &mut self.means.memory {
             None => None,
             Some(kept) => {
                 if counts {
@@ -187,7 +163,7 @@ impl Performer {
             then: then.into_iter().collect(),
         };
         if !announcement.is_empty() {
-            self.announcer.announce(announcement);
+            self.means.announcer.announce(announcement);
         }
     }
 
@@ -196,27 +172,29 @@ impl Performer {
     /// # Errors
     /// Why nothing is told there.
     pub(super) fn remember_target(&mut self, url: &str) -> Result<String, String> {
-        let name = Destination::check(url, &self.destinations)?.target_name();
-        if self.adhoc.contains_key(&name) {
+        let name = Destination::check(url, &self.means.destinations)?.target_name();
+        if self.means.adhoc.contains_key(&name) {
             return Ok(name);
         }
-        if self.adhoc.len() >= MAX_ADHOC {
+        if self.means.adhoc.len() >= MAX_ADHOC {
             // One that no open incident names, if there is one.
-            let any = self.adhoc.keys().next().cloned();
-            any.and_then(|key| self.adhoc.remove(&key));
+            let any = self.means.adhoc.keys().next().cloned();
+            any.and_then(|key| self.means.adhoc.remove(&key));
         }
-        self.adhoc.insert(name.clone(), url.trim().to_owned());
-        if let Some(kept) = &self.memory {
-            drop(kept.ledger.record(vec![keeper::adhoc(&self.adhoc)]));
+        self.means.adhoc.insert(name.clone(), url.trim().to_owned());
+        if let Some(kept) = &self.means.memory {
+            drop(kept.ledger.record(vec![keeper::adhoc(&self.means.adhoc)]));
         }
         Ok(name)
     }
 
     /// Everything once more, for a ledger that was begun anew.
     pub(super) fn write_again(&mut self, engine: &Engine, now: Now) {
-        let Some(kept) = &mut self.memory else { return };
+        let Some(kept) = &mut self.means.memory else {
+            return;
+        };
         kept.keeper = Keeper::default();
-        let mut rows = vec![keeper::kept(engine), keeper::adhoc(&self.adhoc)];
+        let mut rows = vec![keeper::kept(engine), keeper::adhoc(&self.means.adhoc)];
         for record in engine.incidents().into_iter().rev() {
             kept.keeper.incident(engine, &record, now.wall, &mut rows);
         }
@@ -229,11 +207,13 @@ impl Performer {
     fn route(&self, notices: Vec<Notice>, now: Wall) -> Vec<Delivery> {
         let mut deliveries = Vec::new();
         for mut notice in notices {
-            self.links.put(&mut notice);
-            deliveries.extend(self.alerts.route(&notice));
+            self.means.links.put(&mut notice);
+            deliveries.extend(self.means.alerts.route(&notice));
             for name in notice.targets.iter().filter(|n| n.starts_with(ADHOC)) {
-                let Some(url) = self.adhoc.get(name) else { continue };
-                match Delivery::adhoc(&notice, url, &self.destinations, now) {
+                let Some(url) = self.means.adhoc.get(name) else {
+                    continue;
+                };
+                match Delivery::adhoc(&notice, url, &self.means.destinations, now) {
                     Ok(delivery) => deliveries.push(delivery),
                     Err(why) => tracing::warn!(target = %name, error = %why, "an alert cannot be sent there"),
                 }
@@ -249,7 +229,8 @@ impl Performer {
             .and_then(|last| record.timeline.iter().rposition(|e| e == last))
             .map_or(0, |i| i + 1);
         if known.is_none() && record.state != IncidentState::Resolved {
-            self.metrics
+            self.means
+                .metrics
                 .incident_opened(record.rule.as_str(), record.severity);
         }
         for entry in record.timeline.iter().skip(from) {
@@ -281,7 +262,7 @@ impl Performer {
             Severity::Critical,
         ] {
             let open = self.open.values().filter(|f| f.severity == severity).count();
-            self.metrics.incidents_open(severity, open as u64);
+            self.means.metrics.incidents_open(severity, open as u64);
         }
     }
 
@@ -306,7 +287,7 @@ impl Performer {
             "lifted" => "lifted",
             _ => return,
         };
-        self.metrics.remediation(record.action.as_str(), result);
+        self.means.metrics.remediation(record.action.as_str(), result);
     }
 }
 

@@ -8,6 +8,7 @@ use super::keeper::{self, Keeper, Recovered};
 use crate::alert::Alerts;
 use crate::clock::Clock;
 use crate::enforce::snapshot::Publisher;
+use crate::enforce::versions::KnownVersion;
 use crate::incident::effect::Effect;
 use crate::incident::engine::Engine;
 use crate::incident::input::Input;
@@ -23,6 +24,8 @@ pub struct Memory {
     pub(super) keeper: Keeper,
     /// Where ad-hoc alert targets are, by name.
     pub(super) adhoc: HashMap<String, String>,
+    /// What versions of agents are made of; for the requests' side.
+    pub known: Vec<KnownVersion>,
     /// What was decided while going on.
     pub(super) effects: Vec<Effect>,
     /// Signs links; the same over restarts, so that links stay good.
@@ -57,6 +60,7 @@ pub async fn resume(
         remains,
         undelivered,
         adhoc,
+        known,
         link_key,
         past,
         mut unreadable,
@@ -104,6 +108,7 @@ pub async fn resume(
         deliveries,
         keeper,
         adhoc,
+        known,
         effects,
         link_key: Secret::new(link_key),
     };

@@ -33,15 +33,6 @@ pub struct Policy {
     pub retries: RetryBudget,
     /// When an answer that is being streamed is ended by us.
     pub streams: StreamLimits,
-    /// What is kept of prompts; `None` keeps nothing.
-    pub capture: Option<Capture>,
-}
-
-/// What is kept of prompts, encrypted, so that a rollback can restore it: the system prompts of each version.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Capture {
-    /// The key they are encrypted with: 32 bytes in base64.
-    pub key: Secret,
 }
 
 /// How agents, versions and executions are told apart. Every list is in order of preference.

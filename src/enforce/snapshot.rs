@@ -177,7 +177,6 @@ mod tests {
                 min_per_minute: 0,
             },
             streams: Default::default(),
-            capture: None,
         })
     }
 

@@ -149,6 +149,8 @@ impl Engine {
                 Side::Upper if normal > 0.0 => excess,
                 _ => f64::NAN,
             },
+            renews: case.evidence.metric.is_some(),
+            reason: case.reason.clone(),
             agents: self.agents_seen(now.mono),
             bound: self.bound_by_kind(),
             good_version: self.good_version(case.about.agent.as_ref(), version.as_ref()),

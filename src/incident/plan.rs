@@ -96,6 +96,10 @@ pub(crate) struct Circumstances {
     pub(crate) agents: usize,
     /// Agents that other incidents bind, by the kind of order.
     pub(crate) bound: Vec<(&'static str, AgentId)>,
+    /// Whether what is ordered is renewed while the incident is open: only a metric can say when it is no longer needed.
+    pub(crate) renews: bool,
+    /// Why somebody asked for it.
+    pub(crate) reason: Option<String>,
     /// The version in use.
     pub(crate) version: Option<AgentVersion>,
     /// The last version that was good, when it is not the one in use; or why there is none.
@@ -137,7 +141,7 @@ pub(crate) fn decide(step: &Step, cleared: bool, c: &Circumstances) -> Decision 
         },
         (None, Wanted::Orders { subjects, orders }) => {
             // What outlasts the recovery must end by itself.
-            let renewed = !orders.iter().any(Order::outlasts_recovery);
+            let renewed = c.renews && !orders.iter().any(Order::outlasts_recovery);
             Decision::Order {
                 subjects,
                 orders,
@@ -289,7 +293,10 @@ fn wanted(step: &Step, c: &Circumstances) -> Result<Wanted, String> {
         },
         StepKind::SetParameters { set } => Order::SetParameters { set: set.clone() },
         StepKind::Contain => Order::Contain {
-            reason: "an incident response stopped this agent".to_owned(),
+            reason: match &c.reason {
+                Some(reason) => reason.clone(),
+                None => "an incident response stopped this agent".to_owned(),
+            },
         },
         StepKind::Rollback { by } => return rollback(by, c),
         StepKind::RunWebhook { target, action } => {
@@ -449,6 +456,8 @@ mod tests {
             excess: 8.0,
             agents: 4,
             bound: Vec::new(),
+            renews: true,
+            reason: None,
             version: Some("v2".into()),
             good_version: Ok("v1".into()),
         }

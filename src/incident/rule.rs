@@ -384,7 +384,7 @@ pub struct Level {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RollbackBy {
-    /// Its model and parameters (and system prompt, where that is kept) are put into its requests.
+    /// Its model and parameters are put into its requests.
     Restore,
     /// Its requests go to the upstream that serves the good version.
     Reroute {

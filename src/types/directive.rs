@@ -132,7 +132,7 @@ pub enum Order {
         /// Name and value.
         set: BTreeMap<String, serde_json::Value>,
     },
-    /// Be as a version that was good: its model and parameters, and its system prompt where that is kept.
+    /// Be as a version that was good: its model and parameters; prompts stay the client's.
     RestoreVersion {
         /// The version to be like.
         version: AgentVersion,

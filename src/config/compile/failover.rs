@@ -4,22 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
 use http::HeaderName;
 
 use super::{model_pattern, value_or};
 use crate::config::at::At;
 use crate::config::check::Check;
 use crate::config::defaults;
-use crate::config::file::{
-    BreakerFile, CaptureFile, CredentialsFile, FAILURES, RetriesFile, RetryOnText, StreamsFile,
-};
+use crate::config::file::{BreakerFile, CredentialsFile, FAILURES, RetriesFile, RetryOnText, StreamsFile};
 use crate::config::problem::Place;
 use crate::config::suggest;
 use crate::enforce::failover::{
     Breaker, Credentials, KeyHeader, ModelMap, RetryBudget, RetryOn, StreamLimits,
 };
-use crate::enforce::policy::{Capture, Upstream};
+use crate::enforce::policy::Upstream;
 use crate::types::ids::UpstreamName;
 use crate::types::usage::Cost;
 
@@ -306,32 +303,4 @@ pub(super) fn streams(file: StreamsFile, check: &mut Check<'_>) -> StreamLimits 
             Cost::from_nanos((usd * 1e9).round() as u64)
         }),
     }
-}
-
-/// What is kept of prompts.
-pub(super) fn capture(file: CaptureFile, check: &mut Check<'_>) -> Option<Capture> {
-    let CaptureFile {
-        system_prompts,
-        key_file,
-    } = file;
-    // What is off is not judged: the key may not be there yet.
-    let wanted = system_prompts.filter(|on| on.value)?;
-    if key_file.is_none() && !check.told_about(Place::Whole, &["key_file"]) {
-        check.problem(
-            wanted.place,
-            "prompts are kept encrypted only, and no key is given",
-            "set capture.key_file to a file made by `openssl rand -base64 32`",
-        );
-    }
-    let key = check.secret("key", None, key_file)?;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(key.value.expose());
-    if bytes.is_ok_and(|b| b.len() == 32) {
-        return Some(Capture { key: key.value });
-    }
-    check.problem(
-        key.place,
-        "`key_file` does not hold 32 bytes in base64",
-        "make it by `openssl rand -base64 32`",
-    );
-    None
 }

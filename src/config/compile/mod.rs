@@ -74,7 +74,6 @@ fn whole(file: File, overrides: &Overrides, check: &mut Check<'_>) -> Compiled {
         prices,
         models,
         alerts,
-        capture,
         notification_webhooks,
         observations,
         ledger,
@@ -158,7 +157,6 @@ fn whole(file: File, overrides: &Overrides, check: &mut Check<'_>) -> Compiled {
             metering: value_or(metering, true),
             retries: failover::retries(retries, check),
             streams: failover::streams(streams, check),
-            capture: failover::capture(capture, check),
         },
         rulebook: Arc::new(Rulebook {
             generation: Generation::default(),

@@ -374,7 +374,7 @@ fn untouchable(name: &str) -> Option<&'static str> {
         "model" | "modelId" => "use the step downgrade_model",
         "messages" | "input" | "inputs" | "prompt" | "contents" | "system" | "instructions" | "message"
         | "system_instruction" | "systemInstruction" | "chat_history" | "preamble" | "documents"
-        | "suffix" => "content is never changed; the step rollback restores a system prompt",
+        | "suffix" => "content is never changed",
         "stream" | "stream_options" => "the client reads the answer as it asked for it; remove it",
         "tools" | "functions" | "response_format" | "text" | "format" | "encoding_format" | "modalities" => {
             "the client reads the answer as it asked for it; remove it"

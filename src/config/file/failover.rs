@@ -83,13 +83,3 @@ pub(in crate::config) struct StreamsFile {
     #[schemars(range(min = 0, max = 1_000_000))]
     pub(in crate::config) max_cost_usd: Opt<f64>,
 }
-
-/// What is kept of prompts, encrypted, for rollbacks.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(in crate::config) struct CaptureFile {
-    /// Whether the system prompt of each version of an agent is kept, so that a rollback can restore it.
-    pub(in crate::config) system_prompts: Opt<bool>,
-    /// File with the key they are encrypted with: 32 random bytes in base64 (openssl rand -base64 32).
-    pub(in crate::config) key_file: Opt<String>,
-}

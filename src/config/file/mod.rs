@@ -18,9 +18,7 @@ use super::units::{DurationText, SizeText};
 pub(super) use access::{AdminFile, AdminTokenFile, RoleWord};
 pub(super) use alerts::{AlertFile, AlertFormatWord, AlertKindWord, GroupFile, NotificationWebhooksFile};
 pub(super) use conduct::{AutomationFile, DayWord, GoodVersionFile, IncidentsFile, MaintenanceFile};
-pub(super) use failover::{
-    BreakerFile, CaptureFile, CredentialsFile, FAILURES, RetriesFile, RetryOnText, StreamsFile,
-};
+pub(super) use failover::{BreakerFile, CredentialsFile, FAILURES, RetriesFile, RetryOnText, StreamsFile};
 pub(super) use rules::{GroupByWord, ModeWord, RuleFile, SeverityWord};
 pub(super) use steps::{
     ActionFile, ApprovalWord, BlastRadiusFile, CapConcurrencyFile, CapOutputFile, ContainFile, DowngradeFile,
@@ -61,8 +59,6 @@ pub(super) struct File {
     pub(super) models: ModelsFile,
     /// Whom to tell about incidents.
     pub(super) alerts: Vec<At<AlertFile>>,
-    /// What is kept of prompts, encrypted, for rollbacks. Default: nothing.
-    pub(super) capture: CaptureFile,
     /// Where requests to the admin API may have notices sent to (notification_webhook).
     pub(super) notification_webhooks: NotificationWebhooksFile,
     /// Where a record of each exchange is written.

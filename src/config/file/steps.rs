@@ -259,7 +259,7 @@ pub(in crate::config) struct RollbackFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(in crate::config) enum RollbackByWord {
-    /// Model and parameters of the good version (and its system prompt, where that is kept) are put into requests.
+    /// Model and parameters of the good version are put into requests.
     Restore,
     /// Requests go to the upstream that serves the good version.
     Reroute,

@@ -149,7 +149,7 @@ fn every_kind_of_problem_has_its_place_and_hint() {
         (step("{reduce_batch: {max_inputs: 0}}"), "1:51: `max_inputs` is out of range (from 1 to 4294967295)"),
         (step("set_parameters"), "1:23: set_parameters without any parameter (as set_parameters: {temperature: 0})"),
         (step("{set_parameters: {model: x}}"), "1:41: `model` cannot be set (use the step downgrade_model)"),
-        (step("{set_parameters: {messages: x}}"), "1:41: `messages` cannot be set (content is never changed; the step rollback restores a system prompt)"),
+        (step("{set_parameters: {messages: x}}"), "1:41: `messages` cannot be set (content is never changed)"),
         (step("{set_parameters: {stream: false}}"), "1:41: `stream` cannot be set (the client reads the answer as it asked for it; remove it)"),
         (step("{set_parameters: {'top p': 1}}"), "1:41: `top p` is not the name of a parameter (letters, digits and _ only, as temperature)"),
         (step("{set_parameters: {stop: [a]}}"), "1:47: `stop` must be a number, text, true or false, not a list"),
@@ -204,7 +204,6 @@ fn every_kind_of_problem_has_its_place_and_hint() {
         (up("    credentials: {api_key: k, header: Host}\n"), "4:39: `host` cannot hold a key (name the header that the API expects its key in, as x-api-key)"),
         ("retries: {budget_percent: 101}".into(), "1:27: `budget_percent` is out of range (from 0 to 100)"),
         ("streams: {max_cost_usd: 0}".into(), "1:25: `max_cost_usd` is out of range (from 0.000001 to 1000000)"),
-        ("capture: {system_prompts: true}".into(), "1:27: prompts are kept encrypted only, and no key is given (set capture.key_file to a file made by `openssl rand -base64 32`)"),
     ];
     let mut wrong = Vec::new();
     for (text, want) in table {

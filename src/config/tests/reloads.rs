@@ -39,11 +39,6 @@ fn beside(key: &str) -> Vec<(&'static str, Value)> {
             ("alerts[].routing_key", json!("0123456789abcdef0123456789abcdef")),
         ],
         "alerts[].source" => vec![("alerts[].format", json!("cloudevents"))],
-        "capture.key_file" => vec![
-            ("capture.system_prompts", json!(true)),
-            ("capture.key_file", json!("DIR/other-key")),
-        ],
-        "capture.system_prompts" => vec![("capture.key_file", json!("DIR/key"))],
         "ledger.incidents.keep" | "ledger.observations.keep" | "ledger.observations.max_bytes" => {
             vec![("ledger.path", json!("ledger.db"))]
         }
@@ -229,8 +224,6 @@ fn reloaded() -> BTreeMap<&'static str, Value> {
         ("alerts[].urls", json!(["https://b.example", "https://c.example"])),
         ("automation.brake", json!(true)),
         ("automation.max_actions_per_hour", json!(1)),
-        ("capture.key_file", json!("DIR/key")),
-        ("capture.system_prompts", json!(true)),
         ("identity.agent_baggage_keys", json!(["x"])),
         ("identity.agent_headers", json!(["x-x"])),
         ("identity.agent_metadata_keys", json!(["x"])),

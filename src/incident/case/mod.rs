@@ -154,6 +154,9 @@ pub(crate) struct Case {
     pub(crate) usual: Option<Rate>,
     /// Whom a request asked to bind.
     pub(crate) bound: Option<Subject>,
+    /// Why a request was made.
+    #[serde(default)]
+    pub(crate) reason: Option<String>,
     pub(super) rule: RuleName,
     pub(super) severity: Severity,
     pub(super) action: ActionName,
@@ -230,6 +233,7 @@ impl Case {
             measures: Measures::default(),
             usual: None,
             bound: None,
+            reason: None,
             rule,
             severity,
             action,
@@ -380,6 +384,7 @@ impl Case {
         self.origin = Origin::Request;
         self.action = respond.action.clone();
         self.bound = Some(subject);
+        self.reason.clone_from(&respond.reason);
         for target in &respond.targets {
             if !self.targets.contains(target) {
                 self.targets.push(target.clone());

@@ -449,6 +449,13 @@ fn a_response_that_somebody_asks_for() {
         "{:?}",
         d.orders("new")
     );
+    // No metric can say when it is no longer needed: it ends with its lease.
+    d.wait(310);
+    assert!(d.orders("new").is_empty());
+    let of_new = again
+        .iter()
+        .find_map(|id| d.engine.incident(id).filter(|r| r.subject == "new"));
+    assert_eq!(of_new.map(|r| r.state), Some(IncidentState::Resolved));
 }
 
 #[test]
