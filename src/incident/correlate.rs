@@ -25,7 +25,7 @@ impl Engine {
         if !self.book.conduct.correlate || watch.group_by() != GroupBy::Agent || !is_of_upstreams(metric) {
             return None;
         }
-        let upstream = self.upstream_of(about.agent.as_ref()?)?;
+        let upstream = self.upstream_of(about.agent.as_ref()?, metric)?;
         let together = |case: &Case| {
             let since = case.opened_at();
             now.mono.since(since.mono) < TOGETHER.max(case.evidence.window)
@@ -39,7 +39,7 @@ impl Engine {
                     let other = case.about.agent.as_ref();
                     together(case)
                         && other.is_some_and(|o| {
-                            Some(o) != about.agent.as_ref() && self.upstream_of(o) == Some(upstream)
+                            Some(o) != about.agent.as_ref() && self.upstream_of(o, metric) == Some(upstream)
                         })
                 }
                 _ => false,
@@ -86,7 +86,8 @@ impl Engine {
         let Some((upstream, rule)) = member
             .agent
             .as_ref()
-            .and_then(|a| self.upstream_of(a))
+            .zip(self.watches.get(usize::from(index)))
+            .and_then(|(a, w)| self.upstream_of(a, w.gauge.metric))
             .cloned()
             .zip(self.watches.get(usize::from(index)).map(|w| w.rule.clone()))
         else {
@@ -140,10 +141,12 @@ impl Engine {
         self.settle(parent_serial, outcome, false, now, out);
     }
 
-    /// The upstream that an agent used last.
-    fn upstream_of(&self, agent: &AgentId) -> Option<&UpstreamName> {
+    /// The upstream that an agent used last; for failures the one at which it failed last.
+    fn upstream_of(&self, agent: &AgentId, metric: Metric) -> Option<&UpstreamName> {
         let number = self.agents.known(agent.as_str())?;
-        self.seen.get(number as usize)?.upstream.as_ref()
+        let seen = self.seen.get(number as usize)?;
+        let failed_at = seen.failed_at.as_ref().filter(|_| metric == Metric::ErrorRate);
+        failed_at.or(seen.upstream.as_ref())
     }
 }
 

@@ -77,6 +77,8 @@ pub(super) struct AgentSeen {
     pub(super) versions: Versions,
     /// The upstream it used last.
     pub(super) upstream: Option<UpstreamName>,
+    /// The upstream at which it failed last: not the one that stands in, when others are tried.
+    pub(super) failed_at: Option<UpstreamName>,
     /// Which of [`Needs::lists`] holds the rules that cover it, once that was found.
     pub(super) rules: Option<u16>,
 }

@@ -229,6 +229,9 @@ impl Engine {
         if first_of_second && seen.upstream.as_ref() != Some(&o.upstream) {
             seen.upstream = Some(o.upstream.clone());
         }
+        if o.outcome != Outcome::Refused && o.is_error() && seen.failed_at.as_ref() != Some(&o.upstream) {
+            seen.failed_at = Some(o.upstream.clone());
+        }
     }
 
     fn model_of(&mut self, o: &Observation) -> u32 {

@@ -216,6 +216,22 @@ fn flags_that_cannot_be_used_are_named() {
     }
 }
 
+#[test]
+fn scenarios_of_the_demo_that_cannot_be_played_are_refused() {
+    for (args, words) in [
+        (
+            &["--scenario", "quality-drop"][..],
+            "not measured by this version",
+        ),
+        (&["--scenario", "nonsense"], "runaway-loop"),
+        (&["--scenario", "bad-deploy", "--trace", "t.csv"], "--trace"),
+    ] {
+        let output = finished(program().arg("demo").args(args));
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(err(&output).contains(words), "{args:?}: {}", err(&output));
+    }
+}
+
 #[tokio::test]
 async fn an_address_that_is_taken_is_named() {
     let upstream = Upstream::start(|_| Reply::json("{}")).await;

@@ -65,7 +65,14 @@ impl World {
         self.events.try_send(Event { agent, at, what }).ok();
     }
 
-    async fn call(&self, agent: &Agent, sdk: &mut Sdk, call: &Call, turn: Option<u32>) -> Option<Answer> {
+    /// Makes a call as an SDK does, and tells what came of it; the answer if there was one.
+    pub(super) async fn call(
+        &self,
+        agent: &Agent,
+        sdk: &mut Sdk,
+        call: &Call,
+        turn: Option<u32>,
+    ) -> Option<Answer> {
         let from = self.clock.mono();
         let told = |Told::RateLimited { wait, message }| {
             self.tell(agent.name, What::RateLimited { wait, message });
@@ -92,7 +99,7 @@ impl World {
         None
     }
 
-    fn sdk(&self, agent: &Agent, number: usize) -> Sdk {
+    pub(super) fn sdk(&self, agent: &Agent, number: usize) -> Sdk {
         let number = u64::try_from(number).unwrap_or(0);
         Sdk::new(self.address.clone(), agent.name, self.seed.wrapping_add(number))
     }
@@ -166,7 +173,7 @@ pub(super) async fn live(
     }
 }
 
-fn planned_call(agent: &Agent, planned: &Planned, round: u32, rng: &mut fastrand::Rng) -> Call {
+pub(super) fn planned_call(agent: &Agent, planned: &Planned, round: u32, rng: &mut fastrand::Rng) -> Call {
     let wish = if agent.shape == Shape::Embeddings {
         String::new()
     } else {

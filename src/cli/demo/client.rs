@@ -78,6 +78,10 @@ pub(super) enum Told {
 pub(super) struct Sdk {
     address: String,
     agent: String,
+    /// The agent's version, told in each request.
+    pub(super) version: Option<&'static str>,
+    /// Status of the last answer; 0 before the first one, and after a try without an answer.
+    pub(super) last_status: u16,
     rng: fastrand::Rng,
     connection: Option<Connection>,
 }
@@ -99,6 +103,8 @@ impl Sdk {
         Self {
             address,
             agent: agent.to_owned(),
+            version: None,
+            last_status: 0,
             rng: fastrand::Rng::with_seed(seed),
             connection: None,
         }
@@ -143,6 +149,7 @@ impl Sdk {
         if result.is_err() {
             self.connection = None;
         }
+        self.last_status = result.as_ref().map_or(0, |answer| answer.status);
         result
     }
 
@@ -180,6 +187,9 @@ impl Sdk {
             .header("user-agent", "fusebox-demo-agent/1.0")
             .header("x-agent-id", &self.agent)
             .header("x-execution-id", &call.execution);
+        if let Some(version) = self.version {
+            request = request.header("x-agent-version", version);
+        }
         request = if call.shape == Shape::Messages {
             request
                 .header("x-api-key", key)

@@ -12,6 +12,8 @@ mod ledger;
 mod plan;
 mod provider;
 mod receiver;
+mod scenario;
+mod scene;
 mod setup;
 mod stage;
 mod story;
@@ -19,11 +21,13 @@ mod stream;
 mod timeline;
 mod trace;
 mod watch;
+mod weather;
 mod wire;
 
 use std::path::PathBuf;
 
 use super::{FAILED, UNUSABLE, say};
+use scenario::Scenario;
 use stage::Stage;
 
 pub use ledger::Bill;
@@ -32,6 +36,9 @@ pub use provider::Provider;
 /// Arguments of `fusebox demo`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// What happens: token-explosion, upstream-outage, runaway-loop, latency-creep or bad-deploy.
+    #[arg(long, value_name = "NAME", default_value = "token-explosion", value_parser = Scenario::parse)]
+    scenario: Scenario,
     /// Replay this trace as the background traffic: CSV, plain or packed with gzip, with the columns
     /// `t_ms,input_tokens,output_tokens` or `TIMESTAMP,ContextTokens,GeneratedTokens` (Azure LLM inference traces).
     #[arg(long, value_name = "FILE")]
@@ -55,6 +62,10 @@ fn speed(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn run(args: &Args) -> u8 {
+    if args.scenario != Scenario::TokenExplosion && args.trace.is_some() {
+        say("error: --trace is for the scenario token-explosion: the others make their own traffic");
+        return UNUSABLE;
+    }
     let traffic = match stage::Traffic::new(args.trace.as_deref(), args.seed) {
         Ok(traffic) => traffic,
         Err(why) => {
@@ -70,6 +81,9 @@ pub(super) fn run(args: &Args) -> u8 {
         }
     };
     let told = runtime.block_on(Box::pin(async {
+        if let Some(scene) = args.scenario.scene() {
+            return Box::pin(scene::play(scene, args.seed, args.speed, args.keep_running)).await;
+        }
         let stage = Stage::build(traffic, args.seed, args.speed).await?;
         Ok::<u8, String>(Box::pin(story::tell(stage, args.keep_running)).await)
     }));
@@ -100,6 +114,7 @@ mod tests {
     #[test]
     fn a_trace_that_cannot_be_read_is_a_wrong_argument() {
         let args = Args {
+            scenario: Scenario::TokenExplosion,
             trace: Some(PathBuf::from("/nonexistent/trace.csv")),
             keep_running: false,
             seed: 1,

@@ -27,6 +27,7 @@ use super::catalog;
 use super::filler::{first_tokens, lognormal, text, tokens_of};
 use super::ledger::{Bill, Ledger, Tab};
 use super::stream::{Step, steps};
+use super::weather::Weather;
 use super::wire::{Answer, Api, Asked, Fault, durations, read};
 use crate::clock::Clock;
 use crate::types::time::Mono;
@@ -57,6 +58,7 @@ struct State {
     speed: f64,
     requests: AtomicU64,
     ledger: Arc<Ledger>,
+    weather: Weather,
 }
 
 impl Provider {
@@ -83,6 +85,7 @@ impl Provider {
             seed,
             speed,
             requests: AtomicU64::new(0),
+            weather: Weather::default(),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&state))).abort_handle();
         Ok(Self {
@@ -90,6 +93,11 @@ impl Provider {
             state,
             accepting,
         })
+    }
+
+    /// How it is; to be changed while it runs.
+    pub(super) fn weather(&self) -> &Weather {
+        &self.state.weather
     }
 
     /// Requests that came in, faulty ones included.
@@ -196,6 +204,12 @@ async fn exchange(
             });
         }
     };
+    if state.weather.is_failing() {
+        return Err(Fault {
+            status: 503,
+            ..Fault::invalid("The server is overloaded or not ready yet.", None)
+        });
+    }
     let asked = read(api, &body)?;
     let Some(model) = catalog::find(&asked.model) else {
         return Err(Fault {
@@ -215,7 +229,7 @@ async fn exchange(
     };
     let jitter = 0.85 + 0.3 * rng.f64();
     let (to_first, rest) = durations(model, &asked, answer.output());
-    let scale = |d: Duration| d.mul_f64(jitter / state.speed);
+    let scale = |d: Duration| d.mul_f64(jitter * state.weather.factor() / state.speed);
     if asked.stream {
         let steps = steps(&asked, &answer, scale(to_first), scale(rest));
         let mut reply = Response::new(Either::Right(Paced::new(steps, tab)));
