@@ -63,11 +63,17 @@ pub fn bind(
     match &listener.bind {
         Bind::Tcp(address) => {
             // Sockets that share a port (one for each worker) would share it with another process as well, and each
-            // would get part of the other's clients. One that does not share tells whether the port is free.
-            let address = tcp(*address, false)?.local_addr()?;
+            // would get part of the other's clients. One that does not share tells whether the port is free; it does not
+            // listen, so that no client is turned away when it is closed.
+            let address = tcp(*address, false)?
+                .local_addr()?
+                .as_socket()
+                .unwrap_or(*address);
             let mut bound = Vec::with_capacity(workers);
             for _ in 0..workers.max(1) {
-                bound.push(listening(Sock::Tcp(tcp(address, workers > 1)?)));
+                let socket = tcp(address, workers > 1)?;
+                socket.listen(BACKLOG)?;
+                bound.push(listening(Sock::Tcp(socket.into())));
             }
             Ok((address.to_string(), bound))
         }
@@ -97,14 +103,14 @@ pub fn bind(
     }
 }
 
-fn tcp(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+/// A bound socket that does not listen yet.
+fn tcp(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// Accepts connections until the drain begins.
