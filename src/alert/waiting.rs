@@ -323,7 +323,7 @@ impl State {
         self.in_flight = self.in_flight.saturating_sub(batch.len());
         self.failed_attempts += 1;
         self.last_error = Some(why.to_owned());
-        let next = later(now.wall, pause);
+        let next = now.wall.after(pause);
         let mut told = Vec::with_capacity(batch.len());
         for mut waiting in batch.into_iter().rev() {
             let age = waiting.age.saturating_add(now.mono.since(waiting.taken));
@@ -473,11 +473,6 @@ fn settled(delivery: &Delivery, at: Wall, fate: Fate) -> Settled {
 fn millis(later: Wall, earlier: Wall) -> Duration {
     let millis = later.unix_millis().saturating_sub(earlier.unix_millis());
     Duration::from_millis(u64::try_from(millis).unwrap_or(0))
-}
-
-fn later(at: Wall, by: Duration) -> Wall {
-    let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-    Wall::from_unix_millis(at.unix_millis().saturating_add(by))
 }
 
 impl<T> Default for Memory<T> {

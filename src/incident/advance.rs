@@ -7,12 +7,17 @@ use super::gauge::Side;
 use super::pace::Rate;
 use super::plan::{self, Circumstances, Decision};
 use super::record::{IncidentState, Origin, PaceRecord};
-use super::rule::Mode;
+use super::rule::{Mode, Step};
 use crate::types::directive::Subject;
-use crate::types::ids::AgentId;
+use crate::types::ids::{ActionName, AgentId};
 use crate::types::time::{Mono, Now};
 
 impl Engine {
+    /// The steps of a chain; none where there is no such chain.
+    pub(super) fn steps_of(&self, action: &ActionName) -> &[Step] {
+        self.book.actions.get(action).map_or(&[], |a| &a.steps)
+    }
+
     /// Takes every step whose turn has come, then tells those whom these steps name.
     pub(super) fn advance(&mut self, case: &mut Case, opening: bool, now: Now, outcome: &mut Outcome) {
         case.restless = false;

@@ -131,8 +131,7 @@ impl Engine {
         self.settle(serial, of_first, false, now, out);
         let mut outcome = Outcome::default();
         self.measure_opening(&mut parent, now.mono.before(rule.window), now);
-        let steps = self.book.actions.get(&rule.action).map(|a| a.steps.clone());
-        parent.plan(&steps.unwrap_or_default(), now, &mut outcome);
+        parent.plan(self.steps_of(&rule.action), now, &mut outcome);
         for member in &members {
             self.mark(index, member.number, Some(parent_serial));
         }

@@ -128,7 +128,7 @@ impl Engine {
     }
 
     fn open_incident(&self, id: &IncidentId) -> Result<Serial, NotActed> {
-        self.serial_of(id).ok_or_else(|| {
+        self.casebook.serial_of(id).ok_or_else(|| {
             let id = id.to_string();
             if self.casebook.record(&id.as_str().into()).is_some() {
                 NotActed::Over {
@@ -375,16 +375,7 @@ impl Engine {
             }],
             about,
             watch,
-            evidence: measured.unwrap_or(Evidence {
-                metric: None,
-                window: std::time::Duration::from_secs(60),
-                side: Side::Upper,
-                value: 0.0,
-                threshold: 0.0,
-                baseline: None,
-                samples: 0,
-                words,
-            }),
+            evidence: measured.unwrap_or_else(|| Evidence::in_words(words)),
             action: respond.action.clone(),
             probation: place.map_or(std::time::Duration::from_secs(60), |(_, _, rule)| {
                 recovery::probation(rule)

@@ -117,14 +117,9 @@ impl Engine {
         let mut outcome = Outcome::default();
         case.lift_all("the rule's action or mode has changed", now, &mut outcome);
         if case.state() == IncidentState::Open {
-            let action = self
-                .watches
-                .get(usize::from(case.watch))
-                .map(|w| w.rule.action.clone());
-            let steps = action
-                .and_then(|a| self.book.actions.get(&a))
-                .map(|a| a.steps.clone());
-            case.plan(&steps.unwrap_or_default(), now, &mut outcome);
+            let watch = self.watches.get(usize::from(case.watch));
+            let steps = watch.map_or(&[][..], |w| self.steps_of(&w.rule.action));
+            case.plan(steps, now, &mut outcome);
             self.advance(&mut case, false, now, &mut outcome);
         }
         self.casebook.insert(serial, case);

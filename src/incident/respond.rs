@@ -11,7 +11,7 @@ use super::record::{IncidentState, Origin};
 use super::recovery;
 use super::rule::GroupBy;
 use super::silence::{self, Whom};
-use crate::types::ids::{AgentId, IncidentId};
+use crate::types::ids::AgentId;
 use crate::types::notice::NoticeEvent;
 use crate::types::time::{Mono, Now};
 
@@ -94,8 +94,7 @@ impl Engine {
             }
         };
         self.measure_opening(&mut case, since.before(rule.window), now);
-        let steps = self.book.actions.get(&rule.action).map(|a| a.steps.clone());
-        case.plan(&steps.unwrap_or_default(), now, &mut outcome);
+        case.plan(self.steps_of(&rule.action), now, &mut outcome);
         self.mark(index, number, Some(serial));
         if let Some(agent) = &case.about.agent {
             self.count_incident(&agent.clone(), now.mono);
@@ -317,11 +316,6 @@ impl Engine {
         };
         self.silences.covering(true, whom, now).is_some()
             || silence::weekly(&self.book.conduct.maintenance, whom, now.wall).is_some()
-    }
-
-    /// The open incident by its name.
-    pub(super) fn serial_of(&self, id: &IncidentId) -> Option<Serial> {
-        self.casebook.serial_of(id)
     }
 }
 

@@ -44,7 +44,7 @@ impl Engine {
 
     /// An incident that is not over, with all that is needed to go on with it; `None` when it is over or unknown.
     pub fn live(&self, id: &IncidentId) -> Option<String> {
-        let case = self.casebook.get(self.serial_of(id)?)?;
+        let case = self.casebook.get(self.casebook.serial_of(id)?)?;
         serde_json::to_string(case).ok()
     }
 

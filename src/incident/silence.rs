@@ -91,7 +91,7 @@ impl Silences {
             ));
         }
         let starts = starts.unwrap_or(now.wall);
-        let ends = later(starts, length);
+        let ends = starts.after(length);
         if ends <= now.wall {
             return Err("the silence would be over already".to_owned());
         }
@@ -179,13 +179,6 @@ pub(crate) fn weekly<'a>(windows: &'a [Maintenance], whom: Whom<'_>, now: Wall) 
             })
         })
         .map(|w| w.name.as_str())
-}
-
-pub(crate) fn later(wall: Wall, by: Duration) -> Wall {
-    Wall::from_unix_millis(
-        wall.unix_millis()
-            .saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)),
-    )
 }
 
 #[cfg(test)]

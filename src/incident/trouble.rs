@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::case::{About, Case, Evidence, Kind, NO_WATCH, Opening, Outcome};
 use super::effect::Effect;
 use super::engine::Engine;
-use super::gauge::Side;
 use super::input::Trouble;
 use super::record::Origin;
 use crate::types::ids::RuleName;
@@ -38,16 +37,7 @@ impl Engine {
                     },
                     watch: NO_WATCH,
                     members: Vec::new(),
-                    evidence: Evidence {
-                        metric: None,
-                        window: Duration::from_secs(60),
-                        side: Side::Upper,
-                        value: 0.0,
-                        threshold: 0.0,
-                        baseline: None,
-                        samples: 0,
-                        words,
-                    },
+                    evidence: Evidence::in_words(words),
                     action: "notify".into(),
                     probation: Duration::ZERO,
                     targets: Vec::new(),

@@ -68,6 +68,15 @@ impl Wall {
     pub const fn unix_millis(self) -> i64 {
         self.0
     }
+
+    /// This point plus `by` (whole milliseconds), stopping at the latest one there is.
+    #[must_use]
+    pub fn after(self, by: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)),
+        )
+    }
 }
 
 impl fmt::Display for Wall {
@@ -119,10 +128,9 @@ impl Now {
     /// This point, later by `by`.
     #[must_use]
     pub fn after(self, by: Duration) -> Self {
-        let millis = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
         Self {
             mono: self.mono.after(by),
-            wall: Wall::from_unix_millis(self.wall.unix_millis().saturating_add(millis)),
+            wall: self.wall.after(by),
         }
     }
 

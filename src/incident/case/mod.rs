@@ -102,6 +102,22 @@ pub(crate) struct Evidence {
     pub(crate) words: String,
 }
 
+impl Evidence {
+    /// What is told in words alone: it is not about a metric.
+    pub(crate) fn in_words(words: String) -> Self {
+        Self {
+            metric: None,
+            window: Duration::from_secs(60),
+            side: Side::Upper,
+            value: 0.0,
+            threshold: 0.0,
+            baseline: None,
+            samples: 0,
+            words,
+        }
+    }
+}
+
 /// What an incident begins with.
 #[derive(Debug)]
 pub(crate) struct Opening {
